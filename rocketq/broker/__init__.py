@@ -1,0 +1,1 @@
+"""The Broker: one file a capability."""

@@ -1,0 +1,1 @@
+"""The NameServer: who serves which topic."""

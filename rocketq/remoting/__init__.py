@@ -1,0 +1,1 @@
+"""The remoting protocol: a sans-I/O core and thin drivers around it."""

@@ -1,0 +1,1 @@
+"""CommitLog storage: no network, no event loop."""

@@ -1,0 +1,1 @@
+"""Runs the consumers of an application."""

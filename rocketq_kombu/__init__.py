@@ -1,0 +1,1 @@
+"""Kombu transport for rocketq: nothing is registered yet, Celery support is being built."""
