@@ -1,0 +1,90 @@
+"""Real server processes for tests: started on free loopback ports, ended by whoever started them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+READY = re.compile(r"rocketq (\w+) ready(?: namesrv=(\S+))?(?: broker=(\S+))? pid=(\d+)")
+
+
+def wait_until(condition: Callable[[], object], deadline: float = 20.0, what: str = "the condition") -> None:
+    """Return when `condition()` is true; fail after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what} did not come true within {deadline} s")
+        time.sleep(0.01)
+
+
+class ServerProcess:
+    """One `rocketq …` daemon. `namesrv` and `broker` are the addresses of its ready line."""
+
+    def __init__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
+        self.arguments = [str(argument) for argument in arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "rocketq", *self.arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.errors: list[str] = []
+        threading.Thread(target=self._read_errors, daemon=True).start()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        match = READY.search(line)
+        if match is None:
+            self.kill()
+            raise AssertionError(f"no ready line from {self.arguments}: {line!r} {''.join(self.errors)}")
+        self.namesrv = match[2] or ""
+        self.broker = match[3] or ""
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.errors.extend(self.process.stderr)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, deadline: float = 20.0) -> int:
+        """SIGTERM; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(deadline)
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def start_server(data: Path, *arguments: str, namesrv_port: int = 0, broker_port: int = 0) -> ServerProcess:
+    """`rocketq server` with its data under `data`."""
+    return ServerProcess(
+        "server",
+        "--data",
+        data,
+        "--namesrv-port",
+        str(namesrv_port),
+        "--broker-port",
+        str(broker_port),
+        *arguments,
+    )
