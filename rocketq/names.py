@@ -1,0 +1,127 @@
+"""Names of topics and groups: what is allowed, what belongs to the broker, what is derived from a group.
+
+The rules are those of Apache's `TopicValidator` and `MixAll`; the texts are its too, as clients show them to people.
+"""
+
+from __future__ import annotations
+
+import re
+
+TOPIC_MAX_LENGTH = 127
+GROUP_MAX_LENGTH = 120
+RETRY_OR_DLQ_MAX_LENGTH = 255
+
+RETRY_PREFIX = "%RETRY%"
+DLQ_PREFIX = "%DLQ%"
+SYSTEM_PREFIX = "rmq_sys_"
+SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
+
+#: The topic whose settings a topic created by a send inherits.
+AUTO_CREATE_TOPIC = "TBW102"
+SCHEDULE_TOPIC = "SCHEDULE_TOPIC_XXXX"
+HALF_TOPIC = "RMQ_SYS_TRANS_HALF_TOPIC"
+OP_HALF_TOPIC = "RMQ_SYS_TRANS_OP_HALF_TOPIC"
+TRACE_TOPIC = "RMQ_SYS_TRACE_TOPIC"
+SELF_TEST_TOPIC = "SELF_TEST_TOPIC"
+BENCHMARK_TOPIC = "BenchmarkTest"
+OFFSET_MOVED_TOPIC = "OFFSET_MOVED_EVENT"
+CHECK_MAX_TIME_TOPIC = "TRANS_CHECK_MAX_TIME_TOPIC"
+TIMER_TOPIC = "rmq_sys_wheel_timer"
+ROCKSDB_HALF_TOPIC = "RMQ_SYS_ROCKSDB_TRANS_HALF_TOPIC"
+ROCKSDB_OP_HALF_TOPIC = "RMQ_SYS_ROCKSDB_TRANS_OP_HALF_TOPIC"
+
+#: Topics that nobody may create, change or delete (besides those that start with :data:`SYSTEM_PREFIX`).
+SYSTEM_TOPICS = frozenset(
+    {
+        AUTO_CREATE_TOPIC,
+        SCHEDULE_TOPIC,
+        BENCHMARK_TOPIC,
+        HALF_TOPIC,
+        OP_HALF_TOPIC,
+        TRACE_TOPIC,
+        CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC,
+        OFFSET_MOVED_TOPIC,
+        "CHECKPOINT_TOPIC",
+        ROCKSDB_HALF_TOPIC,
+        ROCKSDB_OP_HALF_TOPIC,
+    }
+)
+
+#: Topics that take no messages from producers. The timer's is not in Apache's set; there one stray message in it
+#: stops all timers for good.
+NOT_SENDABLE = frozenset(
+    {
+        SCHEDULE_TOPIC,
+        HALF_TOPIC,
+        OP_HALF_TOPIC,
+        CHECK_MAX_TIME_TOPIC,
+        SELF_TEST_TOPIC,
+        OFFSET_MOVED_TOPIC,
+        ROCKSDB_HALF_TOPIC,
+        ROCKSDB_OP_HALF_TOPIC,
+        TIMER_TOPIC,
+    }
+)
+
+#: Groups that every broker has from its first start.
+SYSTEM_GROUPS = (
+    "TOOLS_CONSUMER",
+    "FILTERSRV_CONSUMER",
+    "SELF_TEST_C_GROUP",
+    "CID_ONS-HTTP-PROXY",
+    "CID_ONSAPI_PULL",
+    "CID_ONSAPI_PERMISSION",
+    "CID_ONSAPI_OWNER",
+    "CID_RMQ_SYS_TRANS",
+)
+
+_ILLEGAL = re.compile(r"[^%|a-zA-Z0-9_-]")
+
+
+def check_topic(topic: str) -> str | None:
+    """What is wrong with the name of a topic; None when nothing is."""
+    if not topic.strip():
+        return "The specified topic is blank."
+    if _ILLEGAL.search(topic):
+        return f"The specified topic: {topic}, contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$"
+    if topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
+        if len(topic) > RETRY_OR_DLQ_MAX_LENGTH:
+            return (
+                f"The specified topic is DLQ or Retry topic: {topic}, and it's longer than topic max length: "
+                f"{RETRY_OR_DLQ_MAX_LENGTH}"
+            )
+    elif len(topic) > TOPIC_MAX_LENGTH:
+        return f"The specified topic: {topic}, is longer than topic max length: {TOPIC_MAX_LENGTH}"
+    return None
+
+
+def check_group(group: str) -> str | None:
+    """What is wrong with the name of a group; None when nothing is."""
+    if not group.strip():
+        return "The specified group is blank."
+    if _ILLEGAL.search(group):
+        return f"The specified group: {group}, contains illegal characters, allowing only ^[%|a-zA-Z0-9_-]+$"
+    if len(group) > GROUP_MAX_LENGTH:
+        return f"The specified group: {group}, is longer than group max length: {GROUP_MAX_LENGTH}"
+    return None
+
+
+def is_system_topic(topic: str) -> bool:
+    """True for topics of the broker itself."""
+    return topic in SYSTEM_TOPICS or topic.startswith(SYSTEM_PREFIX)
+
+
+def is_system_group(group: str) -> bool:
+    """True for groups of the broker itself."""
+    return group in SYSTEM_GROUPS or group.startswith(SYSTEM_GROUP_PREFIX)
+
+
+def retry_topic(group: str) -> str:
+    """The topic that failed messages of `group` wait in."""
+    return RETRY_PREFIX + group
+
+
+def dlq_topic(group: str) -> str:
+    """The topic that messages end in when all attempts of `group` failed."""
+    return DLQ_PREFIX + group
