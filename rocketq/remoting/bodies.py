@@ -297,34 +297,38 @@ _INT = struct.Struct(">i")
 
 
 class RegisterBrokerBody(Body):
-    """What a broker tells the name server: its topics."""
+    """What a broker tells the name server: its topics, and which version of the table they are."""
 
-    topic_config_serialize_wrapper: TopicConfigTable = field(default_factory=TopicConfigTable)
+    data_version: DataVersion = field(default_factory=DataVersion)
+    topic_config_table: dict[str, TopicConfig] = {}
     filter_server_list: list[str] = []
+    mapping_data_version: DataVersion | None = None
+    topic_queue_mapping_detail_map: dict[str, Any] = {}
+    topic_queue_mapping_info_map: dict[str, Any] = {}
 
-    def encode_compressed(self) -> bytes:
-        """The zlib form for `compressed=true`."""
-        table = self.topic_config_serialize_wrapper
-        parts = [table.data_version.encode(), _INT.pack(len(table.topic_config_table))]
-        out = [_INT.pack(len(parts[0])), *parts]
-        for config in table.topic_config_table.values():
-            text = config.to_text().encode()
-            out += (_INT.pack(len(text)), text)
-        servers = javajson.dumps(self.filter_server_list)
-        out += (_INT.pack(len(servers)), servers, _INT.pack(len(table.topic_queue_mapping_info_map)))
-        for mapping in table.topic_queue_mapping_info_map.values():
-            text = javajson.dumps(mapping)
-            out += (_INT.pack(len(text)), text)
-        return zlib.compress(b"".join(out), 9)
+    def to_json(self) -> dict[str, Any]:
+        """On the wire all but the filter servers is wrapped once more."""
+        wrapper = super().to_json()
+        servers = wrapper.pop("filterServerList")
+        return {"filterServerList": servers, "topicConfigSerializeWrapper": wrapper}
 
     @classmethod
-    def decode_compressed(
-        cls, data: bytes, version: int = VERSION, max_size: int = 64 << 20
-    ) -> RegisterBrokerBody:
-        """The body from its zlib form; `version` is the broker's (from 5.0.0 on, 413, mappings follow).
+    def from_json(cls, data: Any) -> RegisterBrokerBody:
+        """Reads the bare table of brokers older than 3.0.11 as well."""
+        if isinstance(data, dict) and isinstance(wrapper := data.get("topicConfigSerializeWrapper"), dict):
+            data = {**wrapper, "filterServerList": data.get("filterServerList")}
+        return super().from_json(data)
 
-        Raises ValueError when it is cut short, not what it says, or longer than `max_size` bytes unpacked.
+    @classmethod
+    def decode(
+        cls, data: bytes, *, compressed: bool = False, version: int = VERSION, max_size: int = 64 << 20
+    ) -> RegisterBrokerBody:
+        """The body, also from its zlib form; `version` is the broker's (from 5.0.0 on, 413, mappings follow).
+
+        Raises ValueError when it is not JSON, cut short, or longer than `max_size` bytes unpacked.
         """
+        if not compressed:
+            return super().decode(data)
         inflate = zlib.decompressobj()
         try:
             raw = inflate.decompress(data, max_size)
@@ -333,17 +337,29 @@ class RegisterBrokerBody(Body):
         if not inflate.eof:
             raise ValueError(f"compressed registration is cut short or unpacks to more than {max_size} bytes")
         reader = _Counted(raw)
-        table = TopicConfigTable(DataVersion.decode(reader.blob()))
+        body = cls(DataVersion.decode(reader.blob()))
         for _ in range(reader.number()):
             config = TopicConfig.from_text(reader.text())
-            table.topic_config_table[config.topic_name] = config
-        servers = javajson.loads(reader.blob())
+            body.topic_config_table[config.topic_name] = config
+        body.filter_server_list = [str(server) for server in javajson.loads(reader.blob()) or ()]
         if version >= 413 and not reader.at_end:
             for _ in range(reader.number()):
                 mapping = javajson.loads(reader.blob())
                 if isinstance(mapping, dict):
-                    table.topic_queue_mapping_info_map[str(mapping.get("topic"))] = mapping
-        return cls(table, [str(server) for server in servers or ()])
+                    body.topic_queue_mapping_info_map[str(mapping.get("topic"))] = mapping
+        return body
+
+    def encode_compressed(self) -> bytes:
+        """The zlib form, for a header with `compressed=true`."""
+        topics = [config.to_text().encode() for config in self.topic_config_table.values()]
+        mappings = [javajson.dumps(mapping) for mapping in self.topic_queue_mapping_info_map.values()]
+        pieces = [_counted(self.data_version.encode()), _INT.pack(len(topics)), *map(_counted, topics)]
+        pieces += [_counted(javajson.dumps(self.filter_server_list)), _INT.pack(len(mappings))]
+        return zlib.compress(b"".join([*pieces, *map(_counted, mappings)]), 9)
+
+
+def _counted(data: bytes) -> bytes:
+    return _INT.pack(len(data)) + data
 
 
 class _Counted:

@@ -158,7 +158,7 @@ from rocketq.remoting.headers.namesrv import (
     RegisterTopicHeader as RegisterTopicHeader,
 )
 from rocketq.remoting.headers.namesrv import (
-    UnregisterBrokerHeader as UnregisterBrokerHeader,
+    UnRegisterBrokerHeader as UnRegisterBrokerHeader,
 )
 from rocketq.remoting.headers.namesrv import (
     WipeWritePermOfBrokerHeader as WipeWritePermOfBrokerHeader,

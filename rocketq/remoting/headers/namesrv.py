@@ -30,7 +30,7 @@ class RegisterBrokerResponse(Header, kw_only=True):
     master_addr: str | None = field(default=None, name="masterAddr")
 
 
-class UnregisterBrokerHeader(Header, kw_only=True):
+class UnRegisterBrokerHeader(Header, kw_only=True):
     """UNREGISTER_BROKER (104)."""
 
     broker_name: str = field(name="brokerName")
