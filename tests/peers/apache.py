@@ -1,0 +1,192 @@
+"""The real Apache RocketMQ for the peer tests: its jars (fetched with Maven, cached), its NameServer and Broker.
+
+The cache is ``$ROCKETQ_PEER_CACHE`` (default ``~/.cache/rocketq-peers``). Heaps are small and the JIT stops at its
+first tier: these processes live for seconds and the machine has two cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from wire import call, wait_until
+
+HERE = Path(__file__).parent
+SERVER_VERSION = "5.4.0"
+CLIENT_VERSIONS = ("4.9.8", "5.4.0")
+JVM = [
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "--add-exports=java.base/jdk.internal.ref=ALL-UNNAMED",
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+]
+
+
+class PeerMissing(Exception):
+    """Something that a real peer needs is not on this machine; the text says what."""
+
+
+def cache_directory() -> Path:
+    default = Path.home() / ".cache" / "rocketq-peers"
+    directory = Path(os.environ.get("ROCKETQ_PEER_CACHE") or default)
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if not found:
+        raise PeerMissing(f"{name} is not installed")
+    return found
+
+
+def run(command: list[str], **options: object) -> None:
+    """Runs a build command; what it said is part of the error when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        raise PeerMissing(
+            f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+
+
+def jars(kind: str, version: str) -> Path:
+    """The directory with the jars of `kind` ("server" or "client") and all that they need, fetched once."""
+    target = cache_directory() / f"{kind}-{version}"
+    if not target.is_dir():
+        tool("java")
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={partial}"]
+        pom = str(HERE / "java" / "pom.xml")
+        run([tool("mvn"), "-q", "-B", "-f", pom, f"-P{kind}", f"-Dpeer.version={version}", *goal])
+        partial.rename(target)
+    return target
+
+
+def free_ports(*offsets: int) -> int:
+    """A port that is free, and free as well at each of the offsets from it."""
+    for _ in range(200):
+        with contextlib.ExitStack() as held:
+            first = held.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                for offset in offsets:
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise PeerMissing("no free ports on 127.0.0.1")
+
+
+def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
+    """Ends a process of ours, and kills it when it does not follow within 20 seconds."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(20)
+
+
+class Apache:
+    """One NameServer and one Broker of Apache RocketMQ on loopback, all they write under `directory`."""
+
+    kind = "apache"
+
+    def __init__(self, directory: Path, *, store: Path | None = None, broker_name: str = "broker-a") -> None:
+        self.directory = directory
+        self.store = store or directory / "store"
+        self.broker_name = broker_name
+        self.namesrv = self.broker = ""
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> Apache:
+        """Returns when both serve and the broker is known to the NameServer."""
+        libraries = jars("server", SERVER_VERSION)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        namesrv_port, broker_port = free_ports(), free_ports(-2, 1)
+        self.namesrv, self.broker = f"127.0.0.1:{namesrv_port}", f"127.0.0.1:{broker_port}"
+        self._java(
+            "NameServer",
+            libraries,
+            ["-Xms64m", "-Xmx128m"],
+            "org.apache.rocketmq.namesrv.NamesrvStartup",
+            {"listenPort": namesrv_port, "kvConfigPath": self.directory / "kvConfig.json"},
+        )
+        self._wait_for("NameServer", "boot success")
+        self._java(
+            "Broker",
+            libraries,
+            ["-Xms256m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m"],
+            "org.apache.rocketmq.broker.BrokerStartup",
+            {
+                "brokerClusterName": "DefaultCluster",
+                "brokerName": self.broker_name,
+                "brokerId": 0,
+                "brokerIP1": "127.0.0.1",
+                "listenPort": broker_port,
+                "namesrvAddr": self.namesrv,
+                "storePathRootDir": self.store,
+                "storePathCommitLog": self.store / "commitlog",
+                "autoCreateTopicEnable": "true",
+                "mappedFileSizeCommitLog": 64 << 20,
+                "mappedFileSizeConsumeQueue": 300_000,
+                "flushConsumerOffsetInterval": 500,
+            },
+        )
+        self._wait_for("Broker", "boot success")
+        wait_until(self._is_registered, "the route of TBW102", 60)
+        return self
+
+    def stop(self) -> None:
+        """Ends both cleanly."""
+        while self._processes:
+            end(self._processes.pop())
+
+    def kill(self) -> None:
+        """kill -9, as a crash of the machine's processes (not of the machine) would do."""
+        while self._processes:
+            end(self._processes.pop(), signal.SIGKILL)
+
+    def _java(self, name: str, libraries: Path, heap: list[str], main: str, properties: dict[str, object]) -> None:
+        config = self.directory / f"{name}.properties"
+        config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+        home = [f"-Duser.home={self.directory}", f"-Drocketmq.log.root.dir={self.directory}"]
+        command = [tool("java"), *heap, *JVM, *home, "-cp", f"{libraries}/*", main, "-c", str(config)]
+        with open(self.directory / f"{name}.out", "wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory,
+                env={**os.environ, "ROCKETMQ_HOME": str(self.directory), "NAMESRV_ADDR": self.namesrv},
+            )
+        self._processes.append(process)
+
+    def _is_registered(self) -> bool:
+        """A broker that has not yet found the NameServer alive skips its first registration, and tries again after
+        10 seconds; setting brokerPermission (UPDATE_BROKER_CONFIG) makes it register at once."""
+        if call(self.namesrv, 105, {"topic": "TBW102"}).code == 0:
+            return True
+        call(self.broker, 25, body=b"brokerPermission=6\n")
+        return False
+
+    def _wait_for(self, name: str, text: str) -> None:
+        out = self.directory / f"{name}.out"
+        deadline = time.monotonic() + 60
+        while text not in out.read_text(errors="replace"):
+            dead = [process for process in self._processes if process.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError(f"Apache's {name} is not up: {out} ends with\n{out.read_text()[-2000:]}")
+            time.sleep(0.05)

@@ -1,0 +1,86 @@
+"""Real peers: Apache's server, the Java and the Go client, and ours, each as processes.
+
+They skip where Java, Maven or Go are missing; with ROCKETQ_REQUIRE_PEERS=1, as CI sets it, they fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from apache import Apache, PeerMissing
+from peer import Peer, go_peer, java_peer, rocketq_peer
+from server import Rocketq
+from wire import Server
+
+CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]
+_numbers = itertools.count(1)
+
+
+def _missing(reason: PeerMissing) -> NoReturn:
+    if os.environ.get("ROCKETQ_REQUIRE_PEERS") == "1":
+        pytest.fail(f"a real peer is missing: {reason}", pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("peers")
+
+
+@pytest.fixture(scope="session")
+def apache(workshop: Path) -> Iterator[Apache]:
+    server = Apache(workshop / "apache")
+    try:
+        server.start()
+    except PeerMissing as reason:
+        _missing(reason)
+    yield server
+    server.kill()  # its clean stop takes 15 seconds
+
+
+@pytest.fixture(scope="session")
+def rocketq(workshop: Path) -> Iterator[Rocketq]:
+    server = Rocketq(workshop / "rocketq").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
+    """Gives the client of that name, started when it is first asked for."""
+    running: dict[str, Peer] = {}
+
+    def get(name: str) -> Peer:
+        if name not in running:
+            try:
+                if name == "go":
+                    running[name] = go_peer(workshop / "clients")
+                elif name == "rocketq":
+                    running[name] = rocketq_peer(workshop / "clients")
+                else:
+                    running[name] = java_peer(name.removeprefix("java-"), workshop / "clients")
+            except PeerMissing as reason:
+                _missing(reason)
+        return running[name]
+
+    yield get
+    for peer in running.values():
+        peer.close()
+
+
+@pytest.fixture(params=["rocketq", "apache"])
+def server(request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def name() -> str:
+    """A name for topics and groups that no other test uses."""
+    return f"T{int(time.time())}_{next(_numbers)}"

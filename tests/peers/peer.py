@@ -1,0 +1,195 @@
+"""Clients of every make as processes on a string, all with the same verbs.
+
+`java/Peer.java`, `go/main.go` and `rocketq_peer.py` read one JSON object a line and answer with one JSON object a
+line; messages that their consumers receive come as lines in between.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from apache import HERE, JVM, cache_directory, end, jars, run, tool
+from wire import Server, wait_until
+
+_numbers = itertools.count(1)
+
+
+class Consumption:
+    """A running consumer in a peer and what it has received so far."""
+
+    def __init__(self, peer: Peer, name: str, group: str) -> None:
+        self.peer = peer
+        self.name = name
+        self.group = group
+        self.messages: list[dict[str, Any]] = []
+        self.running = True
+
+    def bodies(self) -> list[bytes]:
+        return [message["body"] for message in list(self.messages)]
+
+    def wait(self, count: int, timeout: float = 40.0) -> list[dict[str, Any]]:
+        wait_until(
+            lambda: len(self.messages) >= count,
+            f"{self.peer.name}: {count} messages for {self.group}",
+            timeout,
+        )
+        return list(self.messages)
+
+    def stop(self) -> list[dict[str, Any]]:
+        """Leaves the group; gives all that was received."""
+        if self.running:
+            self.running = False
+            self.peer.ask("stop", name=self.name)
+        return list(self.messages)
+
+
+class Peer:
+    """One client process; `server` in each call says which NameServer it shall use."""
+
+    def __init__(
+        self, name: str, command: list[str], directory: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        self.name = name
+        directory.mkdir(parents=True, exist_ok=True)
+        self._log = directory / f"{name}.log"
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=directory,
+                env={**os.environ, **(environment or {})},
+            )
+        self._replies: dict[int, dict[str, Any]] = {}
+        self._consumptions: dict[str, Consumption] = {}
+        self._changed = threading.Condition()
+        self._ready = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        with self._changed:
+            started = self._changed.wait_for(lambda: self._ready or self._process.poll() is not None, 60)
+        assert started, f"{name} did not get ready"
+        assert self._ready, f"{name} died: {self.log()}"
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            said = json.loads(line)
+            with self._changed:
+                if said.get("event") == "ready":
+                    self._ready = True
+                elif said.get("event") == "message":
+                    self._consumptions[said["consumer"]].messages.append(_decoded(said))
+                else:
+                    self._replies[said["id"]] = said
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def ask(self, do: str, *, timeout: float = 60.0, **arguments: Any) -> Any:
+        """One verb; raises RuntimeError with the client's own words when it fails."""
+        number = next(_numbers)
+        line = json.dumps({"id": number, "do": do, **arguments})
+        assert self._process.stdin
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+        with self._changed:
+            self._changed.wait_for(lambda: number in self._replies or not self._reader.is_alive(), timeout)
+            reply = self._replies.pop(number, None)
+        assert reply is not None, f"{self.name} did not answer {line[:300]}: {self.log()}"
+        if "error" in reply:
+            raise RuntimeError(f"{self.name}: {do}: {reply['error']}")
+        return _decoded(reply["result"])
+
+    def send(
+        self, server: Server, topic: str, messages: Iterable[dict[str, Any]], how: str = "sync"
+    ) -> list[dict[str, Any]]:
+        """Sends dicts of body, tag, keys, delay, hash, properties, broker, queue (see the peers' sources).
+
+        `how` is sync, async, oneway, batch or hash (the queue is chosen by the hash of each message's `hash`).
+        """
+        packed = [{**message, "body": base64.b64encode(message["body"]).decode()} for message in messages]
+        results: list[dict[str, Any]] = self.ask(
+            "send", namesrv=server.namesrv, topic=topic, messages=packed, how=how
+        )
+        return results
+
+    def consume(self, server: Server, topic: str, group: str, **options: Any) -> Consumption:
+        """Starts a push consumer. Options: expression, orderly, broadcast, last, fail, max_reconsume."""
+        name = f"{self.name}-{next(_numbers)}"
+        consumption = self._consumptions[name] = Consumption(self, name, group)
+        self.ask("consume", name=name, namesrv=server.namesrv, topic=topic, group=group, **options)
+        return consumption
+
+    def close(self) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            end(self._process)
+        self._reader.join(10)
+
+
+def _decoded(value: Any) -> Any:
+    """The value with every base64 body turned into bytes."""
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            key: base64.b64decode(item) if key == "body" and isinstance(item, str) else _decoded(item)
+            for key, item in value.items()
+        }
+    return value
+
+
+def java_peer(version: str, directory: Path) -> Peer:
+    libraries = jars("client", version)
+    source = HERE / "java" / "Peer.java"
+    classes = cache_directory() / f"classes-{version}-{zlib.crc32(source.read_bytes()):08x}"
+    if not classes.is_dir():
+        partial = classes.with_name(f"{classes.name}.{os.getpid()}.partial")
+        run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(partial), str(source)])
+        partial.rename(classes)
+    settings = {
+        "user.home": directory,
+        "rocketmq.client.logRoot": directory,
+        "rocketmq.log.root.dir": directory,
+        "rocketmq.client.localOffsetStoreDir": directory / f"offsets-{version}",
+        "rocketmq.client.rebalance.waitInterval": 1000,
+        "rocketmq.client.rebalance.lockInterval": 1000,
+    }
+    options = ["-Xms32m", "-Xmx256m", *JVM, *(f"-D{key}={value}" for key, value in settings.items())]
+    command = [tool("java"), *options, "-cp", f"{classes}:{libraries}/*", "Peer"]
+    return Peer(f"java-{version}", command, directory)
+
+
+def go_peer(directory: Path) -> Peer:
+    source = HERE / "go"
+    text = "".join((source / name).read_text() for name in ("main.go", "go.mod", "go.sum"))
+    binary = cache_directory() / f"go-peer-{zlib.crc32(text.encode()):08x}"
+    if not binary.exists():
+        partial = binary.with_name(f"{binary.name}.{os.getpid()}.partial")
+        run([tool("go"), "build", "-o", str(partial), "."], cwd=source)
+        partial.rename(binary)
+    return Peer("go", [str(binary)], directory, {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"})
+
+
+def rocketq_peer(directory: Path) -> Peer:
+    return Peer("rocketq", [sys.executable, str(HERE / "rocketq_peer.py"), str(directory)], directory)
