@@ -435,6 +435,12 @@ class HeartbeatData(Body):
     without_sub: bool = False
 
 
+class CheckClientBody(Body):
+    """CHECK_CLIENT_CONFIG (46): a consumer asks whether the broker can filter as it wants."""
+
+    subscription_data: SubscriptionData | None = None
+
+
 class ConsumerList(Body):
     """Client ids of a group's members."""
 

@@ -60,8 +60,8 @@ class UpdateConsumerOffsetHeader(RoutedHeader, kw_only=True):
 
     consumer_group: str = field(name="consumerGroup")
     topic: str
-    queue_id: int = field(name="queueId")
-    commit_offset: int = field(name="commitOffset")
+    queue_id: int | None = field(default=None, name="queueId")
+    commit_offset: int | None = field(default=None, name="commitOffset")
 
 
 class SearchOffsetHeader(RoutedHeader, kw_only=True):

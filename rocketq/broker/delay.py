@@ -1,0 +1,166 @@
+"""Delay levels: messages that wait in ``SCHEDULE_TOPIC_XXXX`` until their time (`ScheduleMessageService`).
+
+Each level has a queue of its own (level - 1), so the head of a queue is always the first one due, and one position
+per level (``config/delayOffset.json``) is all the state there is. A new message cannot be due sooner than the
+shortest level, therefore looking for new ones twice within that time is enough; the heads themselves are met to the
+millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from rocketq import properties as names
+from rocketq.config import BrokerConfig
+from rocketq.errors import ConfigError, StoreError
+from rocketq.names import SCHEDULE_TOPIC
+from rocketq.properties import decode_properties
+from rocketq.record import decode_record
+from rocketq.remoting.bodies import DataVersion
+from rocketq.store.configfile import load_json, save_json
+from rocketq.store.files import Files
+from rocketq.store.store import MessageStore
+
+log = logging.getLogger("rocketq.broker")
+
+_UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+#: Messages delivered before others get their turn on the loop.
+_PER_TURN = 256
+#: Seconds to wait after the store refused a delivery.
+_RETRY_AFTER = 1.0
+
+
+def parse_delay_levels(text: str) -> list[int]:
+    """Milliseconds of each level of a `messageDelayLevel` setting such as ``1s 5s 2h``. Raises ConfigError."""
+    levels = []
+    for word in text.split():
+        number, unit = word[:-1], word[-1:]
+        if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
+            raise ConfigError(f"messageDelayLevel: {word!r} is not a number followed by s, m, h or d")
+        levels.append(int(number) * _UNITS[unit])
+    if not levels:
+        raise ConfigError("messageDelayLevel names no level")
+    return levels
+
+
+class Delay:
+    """Delivers delayed messages when they are due."""
+
+    def __init__(
+        self, config: BrokerConfig, path: Path, files: Files, store: MessageStore, clock_ms: Callable[[], int]
+    ) -> None:
+        self._levels = parse_delay_levels(config.message_delay_level)
+        self._path = path
+        self._files = files
+        self._store = store
+        self._clock_ms = clock_ms
+        self._offsets = [0] * len(self._levels)
+        self._saved: list[int] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def max_level(self) -> int:
+        return len(self._levels)
+
+    def deliver_time(self, level: int) -> int:
+        """When a message that is stored now at `level` (1-based) is due, ms since the epoch."""
+        return self._clock_ms() + self._levels[level - 1]
+
+    async def start(self) -> None:
+        self._load()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self.persist()
+
+    def persist(self) -> None:
+        """Write the positions if they moved. Raises StoreError when that is not possible."""
+        if self._offsets != self._saved:
+            table = {level: offset for level, offset in enumerate(self._offsets, 1) if offset}
+            version = DataVersion(timestamp=self._clock_ms())
+            save_json(self._path, {"dataVersion": version.to_json(), "offsetTable": table}, self._files)
+            self._saved = self._offsets.copy()
+
+    def _load(self) -> None:
+        table = (load_json(self._path, self._files) or {}).get("offsetTable", {})
+        for index in range(len(self._levels)):
+            saved = int(table.get(index + 1, table.get(str(index + 1), 0)))
+            low = self._store.min_offset(SCHEDULE_TOPIC, index)
+            high = self._store.max_offset(SCHEDULE_TOPIC, index)
+            self._offsets[index] = min(max(saved, low), high)
+        self._saved = self._offsets.copy()
+
+    async def _run(self) -> None:
+        look_again = min(self._levels) / 2000
+        while True:
+            try:
+                wait = min([self._deliver_level(index) for index in range(len(self._levels))])
+                await asyncio.sleep(min(wait / 1000, look_again))
+            except StoreError as error:
+                log.warning("delayed messages wait, the store refuses them: %s", error)
+                await asyncio.sleep(_RETRY_AFTER)
+
+    def _deliver_level(self, index: int) -> float:
+        """Deliver what is due of one level; returns ms until the next one is (0: more is due now)."""
+        store = self._store
+        offset = self._offsets[index]
+        end = min(store.max_offset(SCHEDULE_TOPIC, index), offset + _PER_TURN)
+        wait = 0.0 if end > offset else float("inf")
+        start = offset
+        now = self._clock_ms()
+        try:
+            while offset < end:
+                entry = store.consume_entry(SCHEDULE_TOPIC, index, offset)
+                if entry is None:
+                    offset = max(offset + 1, store.min_offset(SCHEDULE_TOPIC, index))
+                    log.error("delay level %d: no entry before offset %d, going on there", index + 1, offset)
+                    continue
+                due = min(entry[2], now + self._levels[index])
+                if due > now:
+                    wait = due - now
+                    break
+                self._redeliver(index, offset, entry[0])
+                offset += 1
+        finally:
+            if offset != start:
+                store.write()  # raises before the position moves: the same messages are tried again
+                self._offsets[index] = offset
+        return wait
+
+    def _redeliver(self, index: int, offset: int, physical_offset: int) -> None:
+        """Put one message back under its real topic. The text of its properties stays as it is, as in Apache's."""
+        where = f"delay level {index + 1}, offset {offset}, CommitLog {physical_offset}"
+        data = self._store.record_at(physical_offset)
+        if data is None:
+            log.error("%s: the record is gone, its message is lost", where)
+            return
+        record = decode_record(data)
+        properties = decode_properties(record.properties)
+        topic, queue = properties.get(names.REAL_TOPIC), properties.get(names.REAL_QID, "")
+        if not topic or not queue.isdecimal():
+            log.error(
+                "%s: the message names no %s and %s, stepping over it", where, names.REAL_TOPIC, names.REAL_QID
+            )
+            return
+        self._store.append(
+            topic,
+            int(queue),
+            record.body,
+            record.properties,
+            tag=properties.get(names.TAGS),
+            unique_id=properties.get(names.UNIQ_KEY),
+            keys=properties.get(names.KEYS),
+            flag=record.flag,
+            sys_flag=record.sys_flag,
+            born_timestamp=record.born_timestamp,
+            born_host=record.born_host,
+            store_host=record.store_host,
+            reconsume_times=record.reconsume_times,
+        )

@@ -1,0 +1,161 @@
+"""How far each group has consumed each queue (codes 14, 15, 43), kept in ``config/consumerOffset.json``.
+
+Offsets live in memory and are written by :meth:`Offsets.persist` every few seconds: after a crash a group repeats
+what it consumed since, as on Apache's broker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from rocketq import javajson
+from rocketq.broker.groups import Groups
+from rocketq.broker.topics import Topics
+from rocketq.remoting.bodies import DataVersion
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.headers import (
+    QueryConsumerOffsetHeader,
+    QueryConsumerOffsetResponse,
+    UpdateConsumerOffsetHeader,
+)
+from rocketq.remoting.server import Connection, Handler, Reply
+from rocketq.store.configfile import load_json, save_json
+from rocketq.store.files import Files
+from rocketq.store.store import MessageStore
+
+#: Messages within this share of the machine's memory behind the log's end count as "in memory".
+IN_MEMORY_RATIO = 0.4
+
+
+class Offsets:
+    """Offsets by group, topic and queue."""
+
+    def __init__(
+        self,
+        path: Path,
+        files: Files,
+        groups: Groups,
+        topics: Topics,
+        store: MessageStore,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._path = path
+        self._files = files
+        self._groups = groups
+        self._topics = topics
+        self._store = store
+        self._clock_ms = clock_ms
+        self._dirty = False
+        self._memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * IN_MEMORY_RATIO)
+        #: (topic, group) -> queue id -> offset
+        self.table: dict[tuple[str, str], dict[int, int]] = {}
+        self.data_version = DataVersion(timestamp=clock_ms())
+
+    def handlers(self) -> dict[int, Handler]:
+        return {
+            RequestCode.QUERY_CONSUMER_OFFSET: self._query,
+            RequestCode.UPDATE_CONSUMER_OFFSET: self._update,
+            RequestCode.GET_ALL_CONSUMER_OFFSET: self._all,
+        }
+
+    def load(self) -> None:
+        saved = load_json(self._path, self._files)
+        if not saved:
+            return
+        for key, queues in saved.get("offsetTable", {}).items():
+            parts = key.split("@")
+            if len(parts) == 2:
+                self.table[parts[0], parts[1]] = {int(queue): int(offset) for queue, offset in queues.items()}
+        if "dataVersion" in saved:
+            self.data_version = DataVersion.from_json(saved["dataVersion"])
+
+    def persist(self) -> None:
+        """Write the file if anything changed. Raises StoreError when that is not possible."""
+        if self._dirty:
+            save_json(self._path, self._as_json(), self._files)
+            self._dirty = False
+
+    def commit(self, group: str, topic: str, queue_id: int, offset: int) -> None:
+        """Note that `group` consumed everything below `offset`; any value is taken, also a lower one."""
+        self.table.setdefault((topic, group), {})[queue_id] = offset
+        self._dirty = True
+
+    def query(self, group: str, topic: str, queue_id: int) -> int:
+        """The offset that `group` goes on from; -1 when it never committed one."""
+        offset = self.table.get((topic, group), {}).get(queue_id, -1)
+        return offset if offset >= 0 else -1
+
+    def topics_of(self, group: str) -> list[str]:
+        """The topics that `group` has offsets for."""
+        return [topic for topic, owner in self.table if owner == group]
+
+    def groups_of(self, topic: str) -> list[str]:
+        """The groups that have offsets for `topic`."""
+        return [group for owned, group in self.table if owned == topic]
+
+    def remove_topic(self, topic: str) -> None:
+        self._remove(lambda key: key[0] == topic)
+
+    def remove_group(self, group: str) -> None:
+        self._remove(lambda key: key[1] == group)
+
+    def _remove(self, doomed: Callable[[tuple[str, str]], bool]) -> None:
+        for key in [key for key in self.table if doomed(key)]:
+            del self.table[key]
+            self._dirty = True
+
+    def _as_json(self) -> dict[str, object]:
+        by_group: dict[str, list[str]] = {}
+        for topic, group in self.table:
+            by_group.setdefault(group, []).append(topic)
+        return {
+            "dataVersion": self.data_version.to_json(),
+            "groupTopicMap": by_group,
+            "offsetTable": {f"{topic}@{group}": queues for (topic, group), queues in self.table.items()},
+        }
+
+    def _all(self, connection: Connection, request: Command) -> Reply:
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self._as_json()))
+
+    def _query(self, connection: Connection, request: Command) -> Reply:
+        header = request.header(QueryConsumerOffsetHeader)
+        offset = self.query(header.consumer_group, header.topic, header.queue_id)
+        if offset < 0:
+            if header.set_zero_if_not_found is False:
+                remark = "Not found, do not set to zero, maybe this group boot first"
+                return encode_response(request, ResponseCode.QUERY_NOT_FOUND, remark, {})
+            if not self._young(header.topic, header.queue_id):
+                remark = "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first"
+                return encode_response(request, ResponseCode.QUERY_NOT_FOUND, remark, {})
+            offset = 0
+        return encode_response(request, ResponseCode.SUCCESS, header=QueryConsumerOffsetResponse(offset=offset))
+
+    def _young(self, topic: str, queue_id: int) -> bool:
+        """True when the queue's first message is still there, near the log's end: a new group starts at 0."""
+        if self._store.min_offset(topic, queue_id) > 0:
+            return False
+        first = self._store.consume_entry(topic, queue_id, 0)
+        return first is not None and self._store.written_offset - first[0] <= self._memory
+
+    def _update(self, connection: Connection, request: Command) -> Reply:
+        header = request.header(UpdateConsumerOffsetHeader)
+        topic, group = header.topic, header.consumer_group
+        if group not in self._groups.table:
+            return encode_response(
+                request, ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"Group {group} not exist!", {}
+            )
+        if self._topics.get(topic) is None:
+            return encode_response(request, ResponseCode.TOPIC_NOT_EXIST, f"Topic {topic} not exist!", {})
+        if header.queue_id is None:
+            return encode_response(
+                request, ResponseCode.INVALID_PARAMETER, f"QueueId is null, topic is {topic}", {}
+            )
+        if header.commit_offset is None:
+            return encode_response(
+                request, ResponseCode.INVALID_PARAMETER, f"Offset is null, topic is {topic}", {}
+            )
+        self.commit(group, topic, header.queue_id, header.commit_offset)
+        return encode_response(request, ResponseCode.SUCCESS, header={})
