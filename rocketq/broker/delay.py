@@ -69,6 +69,15 @@ class Delay:
         """When a message that is stored now at `level` (1-based) is due, ms since the epoch."""
         return self._clock_ms() + self._levels[level - 1]
 
+    def positions(self) -> dict[int, tuple[int, int]]:
+        """Level -> (next offset to deliver, end of its queue), for levels that were ever used."""
+        ends = [self._store.max_offset(SCHEDULE_TOPIC, index) for index in range(len(self._levels))]
+        return {
+            level: (offset, end)
+            for level, (offset, end) in enumerate(zip(self._offsets, ends, strict=True), 1)
+            if end
+        }
+
     async def start(self) -> None:
         self._load()
         self._task = asyncio.create_task(self._run())
