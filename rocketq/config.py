@@ -12,7 +12,7 @@ import os
 import socket
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -391,16 +391,18 @@ def load(
     path: str | Path | None = None,
     *,
     env: Mapping[str, str] = os.environ,
+    defaults: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> _C:
     """The settings of a daemon from a properties file, the environment and `overrides` (field: value).
 
+    `defaults` take the place of the record's own; a None in `overrides` means not given.
     Keys that the daemon does not have are reported by one warning each. Raises ConfigError naming file, line and
     key, or the variable.
     """
     options = kind.options()
     by_key = {option.key: option for option in options}
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     if path is not None:
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -428,6 +430,22 @@ def load(
     if isinstance(config, BrokerConfig):
         parse_addresses(config.namesrv_addr)
     return config
+
+
+def parse_settings(kind: type[Config], settings: Iterable[str]) -> dict[str, Any]:
+    """Fields from texts like `brokerName=broker-a`. Raises ConfigError."""
+    by_key = {option.key: option for option in kind.options()}
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        option = by_key.get(key.strip())
+        if option is None or not equals:
+            raise ConfigError(f"{setting!r}: expected KEY=VALUE with a key of docs/configuration.md")
+        try:
+            found[option.name] = option.parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    return found
 
 
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}

@@ -1,0 +1,189 @@
+"""Tells every NameServer which topics this broker has and that it is alive.
+
+Each NameServer has a task of its own, so one that is down holds up nobody. Once it has been told everything, a
+change is sent at once with the changed topics only, and the periodic heartbeat is a comparison of data versions
+(322), which is small. Whenever it is not certain that a NameServer has everything (start, a failed request, a lost
+connection, another data version) it gets the whole table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Iterable
+
+import msgspec
+
+from rocketq.broker.topics import Topics
+from rocketq.config import BrokerConfig
+from rocketq.errors import BrokerError, RemotingError
+from rocketq.remoting import headers
+from rocketq.remoting.aio import AsyncClient
+from rocketq.remoting.bodies import RegisterBrokerBody, TopicConfig
+from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
+from rocketq.remoting.command import Command, Header
+
+log = logging.getLogger("rocketq.broker")
+
+#: s that the first attempts together may take before the broker serves without them
+FIRST_ATTEMPT = 5.0
+#: s that taking leave of all NameServers may take
+LEAVE = 3.0
+#: s before the first repetition of a failed registration; doubles up to the period
+RETRY = 1.0
+
+
+class _NameServer:
+    """What one NameServer has been told."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        #: it answered a full registration, and everything later
+        self.in_step = False
+        #: topics that changed since; None when nothing did
+        self.changed: set[str] | None = None
+        self.wake = asyncio.Event()
+        self.tried = asyncio.Event()
+        self.failures = 0
+
+
+class Registration:
+    """Keeps the broker at `address` (what clients are told, `host:port`) registered with every NameServer."""
+
+    def __init__(self, config: BrokerConfig, client: AsyncClient, topics: Topics, address: str) -> None:
+        self._config = config
+        self._client = client
+        self._topics = topics
+        self._address = address
+        self._period = config.register_name_server_period / 1000
+        self._timeout = config.register_broker_timeout_mills / 1000
+        self._servers = [_NameServer(server) for server in config.namesrv_addresses]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Register with all NameServers; returns when each was tried once, or after 5 s."""
+        self._tasks = [asyncio.create_task(self._keep_registered(server)) for server in self._servers]
+        tried = [asyncio.create_task(server.tried.wait()) for server in self._servers]
+        if tried:
+            _, late = await asyncio.wait(tried, timeout=FIRST_ATTEMPT)
+            for task in late:
+                task.cancel()
+
+    def changed(self, topic_configs: Iterable[TopicConfig]) -> None:
+        """These topics are new or changed (none: only the data version did). Sent at once, several together."""
+        names = [topic.topic_name for topic in topic_configs]
+        for server in self._servers:
+            server.changed = (server.changed or set()).union(names)
+            server.wake.set()
+
+    def connection_lost(self, address: str) -> None:
+        """The connection to this NameServer is gone, and so is our entry there: register again."""
+        for server in self._servers:
+            if server.address == address:
+                server.in_step = False
+                server.wake.set()
+
+    async def stop(self) -> None:
+        """Take leave of all NameServers, so that clients stop coming at once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._leave(server) for server in self._servers))
+
+    # -- one NameServer
+
+    async def _keep_registered(self, server: _NameServer) -> None:
+        while True:
+            server.wake.clear()
+            try:
+                await self._tell(server)
+                if server.failures:
+                    log.info("registered with NameServer %s again", server.address)
+                server.failures = 0
+                pause = self._period
+            except (RemotingError, BrokerError) as error:
+                server.in_step = False
+                level = logging.DEBUG if server.failures else logging.WARNING
+                log.log(level, "not registered with NameServer %s, it is tried again: %s", server.address, error)
+                pause = min(self._period, RETRY * 2 ** min(server.failures, 10))
+                server.failures += 1
+            server.tried.set()
+            if server.failures:
+                await asyncio.sleep(pause)
+                continue
+            try:
+                await asyncio.wait_for(server.wake.wait(), pause)
+            except asyncio.TimeoutError:
+                continue
+
+    async def _tell(self, server: _NameServer) -> None:
+        """One registration or heartbeat. Raises RemotingError or BrokerError."""
+        if server.in_step and server.changed is not None:
+            names, server.changed = server.changed, None
+            table = self._topics.table
+            # what was deleted meanwhile must not come back
+            answer = await self._register(server, [table[name] for name in names if name in table])
+            if answer.code == ResponseCode.SUCCESS:
+                return
+            log.info("NameServer %s wants a full registration: %s", server.address, answer.remark)
+        elif server.in_step and not await self._is_changed(server):
+            return
+        server.changed = None
+        server.in_step = True  # a connection that is lost while we wait takes it back
+        _expect_success(await self._register(server, self._topics.table.values()), server)
+
+    async def _register(self, server: _NameServer, topics: Iterable[TopicConfig]) -> Command:
+        config = self._config
+        topics = list(topics)
+        allowed = Perm(config.broker_permission)
+        if not (allowed & Perm.READ and allowed & Perm.WRITE):
+            topics = [msgspec.structs.replace(topic, perm=topic.perm & int(allowed)) for topic in topics]
+        table = {topic.topic_name: topic for topic in topics}
+        body = RegisterBrokerBody(self._topics.data_version, table).encode()
+        host, _, port = self._address.rpartition(":")
+        header = headers.RegisterBrokerHeader(
+            broker_name=config.broker_name,
+            broker_addr=self._address,
+            cluster_name=config.broker_cluster_name,
+            ha_server_addr=f"{host}:{int(port) + 1}",
+            broker_id=config.broker_id,
+            enable_acting_master=False,
+            compressed=False,
+            body_crc32=zlib.crc32(body) & 0x7FFFFFFF,
+        )
+        return await self._call(server, RequestCode.REGISTER_BROKER, header, body)
+
+    async def _is_changed(self, server: _NameServer) -> bool:
+        config = self._config
+        header = headers.QueryDataVersionHeader(
+            broker_name=config.broker_name,
+            broker_addr=self._address,
+            cluster_name=config.broker_cluster_name,
+            broker_id=config.broker_id,
+        )
+        version = self._topics.data_version.encode()
+        answer = await self._call(server, RequestCode.QUERY_DATA_VERSION, header, version)
+        _expect_success(answer, server)
+        return answer.header(headers.QueryDataVersionResponse).changed
+
+    async def _leave(self, server: _NameServer) -> None:
+        config = self._config
+        header = headers.UnRegisterBrokerHeader(
+            broker_name=config.broker_name,
+            broker_addr=self._address,
+            cluster_name=config.broker_cluster_name,
+            broker_id=config.broker_id,
+        )
+        try:
+            await self._client.call(server.address, RequestCode.UNREGISTER_BROKER, header, timeout=LEAVE)
+        except RemotingError as error:
+            log.info("NameServer %s could not be told that the broker stops: %s", server.address, error)
+
+    async def _call(self, server: _NameServer, code: int, header: Header, body: bytes) -> Command:
+        return await self._client.call(server.address, code, header, body, timeout=self._timeout)
+
+
+def _expect_success(answer: Command, server: _NameServer) -> None:
+    if answer.code != ResponseCode.SUCCESS:
+        raise BrokerError(answer.code, answer.remark, server.address)

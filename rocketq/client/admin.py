@@ -1,0 +1,280 @@
+"""Administration: topics, groups and brokers of a cluster, ours or Apache's, by request codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rocketq import javajson
+from rocketq.config import parse_addresses
+from rocketq.errors import BrokerError, ConfigError, RemotingError, RocketQError, RouteNotFound
+from rocketq.message import MessageQueue
+from rocketq.remoting import headers
+from rocketq.remoting.blocking import BlockingClient
+from rocketq.remoting.bodies import (
+    ClusterInfo,
+    ConsumerConnection,
+    ConsumeStats,
+    KVTable,
+    OffsetWrapper,
+    SubscriptionGroupConfig,
+    TopicConfig,
+    TopicList,
+    TopicOffset,
+    TopicRoute,
+    TopicStats,
+)
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.command import Command, Header
+
+MASTER = 0
+_GROUP_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Broker:
+    """One broker process of a cluster."""
+
+    cluster: str
+    name: str
+    broker_id: int
+    address: str
+
+
+class Admin:
+    """Asks NameServers (`host:port;host:port`) and through them the brokers. `timeout` is a request's, in s.
+
+    Every method raises RemotingError when a server does not answer and BrokerError when it refuses. Changes of
+    topics and groups go to every master of the cluster (all clusters when none is given).
+    """
+
+    def __init__(self, namesrv: str, *, timeout: float = 5.0) -> None:
+        self._servers = parse_addresses(namesrv)
+        if not self._servers:
+            raise ConfigError("no NameServer address is given (host:port, several separated by ';')")
+        self._timeout = timeout
+        self._client = BlockingClient()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Admin:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the cluster
+
+    def brokers(self, cluster: str | None = None) -> list[Broker]:
+        """All brokers, or those of a cluster, in the order of their names. Raises RocketQError when there are none."""
+        info = ClusterInfo.decode(bytes(self._ask_namesrv(RequestCode.GET_BROKER_CLUSTER_INFO).body))
+        found = [
+            Broker(data.cluster, name, broker_id, address)
+            for name, data in info.broker_addr_table.items()
+            for broker_id, address in data.broker_addrs.items()
+            if cluster is None or data.cluster == cluster
+        ]
+        if not found:
+            known = ", ".join(sorted(info.cluster_addr_table)) or "none"
+            what = "no broker is" if cluster is None else f"no broker of cluster {cluster} is"
+            raise RocketQError(f"{what} registered with {';'.join(self._servers)} (clusters: {known})")
+        return sorted(found, key=lambda broker: (broker.cluster, broker.name, broker.broker_id))
+
+    def runtime_info(self, address: str) -> dict[str, str]:
+        """What a broker says about itself, as text by name."""
+        return KVTable.decode(bytes(self._ask(address, RequestCode.GET_BROKER_RUNTIME_INFO).body)).table
+
+    def wipe_write(self, broker_name: str) -> int:
+        """Let nobody send to the broker any more, on all NameServers; returns the number of its topics."""
+        header = headers.WipeWritePermOfBrokerHeader(broker_name=broker_name)
+        answers = self._ask_all_namesrv(RequestCode.WIPE_WRITE_PERM_OF_BROKER, header)
+        return max(answer.header(headers.WipeWritePermOfBrokerResponse).wipe_topic_count for answer in answers)
+
+    def add_write(self, broker_name: str) -> int:
+        """Undo :meth:`wipe_write`; returns the number of topics."""
+        header = headers.AddWritePermOfBrokerHeader(broker_name=broker_name)
+        answers = self._ask_all_namesrv(RequestCode.ADD_WRITE_PERM_OF_BROKER, header)
+        return max(answer.header(headers.AddWritePermOfBrokerResponse).add_topic_count for answer in answers)
+
+    # -- topics
+
+    def topics(self) -> list[str]:
+        """Names of all topics, the system's included."""
+        answer = self._ask_namesrv(RequestCode.GET_ALL_TOPIC_LIST_FROM_NAMESERVER)
+        return sorted(TopicList.decode(bytes(answer.body)).topic_list)
+
+    def system_topics(self) -> set[str]:
+        """Names of the topics that the system itself uses, brokers' and clusters' names included."""
+        found = TopicList.decode(bytes(self._ask_namesrv(RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_NS).body))
+        topics = set(found.topic_list)
+        if found.broker_addr:
+            answer = self._ask(found.broker_addr, RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER)
+            topics.update(TopicList.decode(bytes(answer.body)).topic_list)
+        return topics
+
+    def route(self, topic: str) -> TopicRoute:
+        """Where a topic's queues are. Raises RouteNotFound when no broker has it."""
+        header = headers.GetRouteInfoHeader(topic=topic, accept_standard_json_only=True)
+        try:
+            return TopicRoute.decode(bytes(self._ask_namesrv(RequestCode.GET_ROUTEINFO_BY_TOPIC, header).body))
+        except BrokerError as error:
+            if error.code != ResponseCode.TOPIC_NOT_EXIST:
+                raise
+            raise RouteNotFound(
+                f"topic {topic} does not exist on any broker of {';'.join(self._servers)}"
+            ) from None
+
+    def create_topic(self, config: TopicConfig, cluster: str | None = None) -> list[Broker]:
+        """Create a topic, or change it; returns the brokers that have it now."""
+        header = headers.CreateTopicHeader(
+            topic=config.topic_name,
+            default_topic="TBW102",
+            read_queue_nums=config.read_queue_nums,
+            write_queue_nums=config.write_queue_nums,
+            perm=config.perm,
+            topic_filter_type=config.topic_filter_type,
+            topic_sys_flag=config.topic_sys_flag,
+            order=config.order,
+            attributes=",".join(f"+{key}={value}" for key, value in config.attributes.items()),
+        )
+        masters = self._masters(cluster)
+        for broker in masters:
+            self._ask(broker.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+        return masters
+
+    def delete_topic(self, topic: str, cluster: str | None = None) -> list[Broker]:
+        """Delete a topic with its messages; returns the brokers that were told."""
+        brokers = self.brokers(cluster)
+        for broker in brokers:
+            self._ask(broker.address, RequestCode.DELETE_TOPIC_IN_BROKER, headers.DeleteTopicHeader(topic=topic))
+        header = headers.DeleteTopicFromNamesrvHeader(topic=topic, cluster_name=cluster)
+        self._ask_all_namesrv(RequestCode.DELETE_TOPIC_IN_NAMESRV, header)
+        return brokers
+
+    def topic_status(self, topic: str) -> dict[MessageQueue, TopicOffset]:
+        """The ends of every queue. Raises RouteNotFound."""
+        table: dict[MessageQueue, TopicOffset] = {}
+        header = headers.GetTopicStatsInfoHeader(topic=topic)
+        for data in self.route(topic).broker_datas:
+            address = data.broker_addrs.get(MASTER)
+            if address is not None:
+                answer = self._ask(address, RequestCode.GET_TOPIC_STATS_INFO, header)
+                table.update(TopicStats.decode(bytes(answer.body)).offset_table)
+        return dict(sorted(table.items()))
+
+    # -- consumer groups
+
+    def groups(self, cluster: str | None = None) -> dict[str, SubscriptionGroupConfig]:
+        """Settings of all groups by name; of one that several brokers have, the first broker's."""
+        found: dict[str, SubscriptionGroupConfig] = {}
+        for broker in self._masters(cluster):
+            for name, config in self._groups_of(broker.address).items():
+                found.setdefault(name, config)
+        return dict(sorted(found.items()))
+
+    def _groups_of(self, address: str) -> dict[str, SubscriptionGroupConfig]:
+        found: dict[str, SubscriptionGroupConfig] = {}
+        version: str | None = None
+        while True:
+            header = headers.GetAllSubscriptionGroupHeader(
+                group_seq=len(found), data_version=version, max_group_num=_GROUP_PAGE
+            )
+            answer = self._ask(address, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, header)
+            body = _json(answer)
+            page = body.get("subscriptionGroupTable") or {}
+            found.update({name: SubscriptionGroupConfig.from_json(config) for name, config in page.items()})
+            total = answer.ext.get("totalGroupNum")
+            if total is None or not page or len(found) >= int(total):
+                return found
+            version = javajson.dumps(body.get("dataVersion", {})).decode()
+
+    def create_group(self, config: SubscriptionGroupConfig, cluster: str | None = None) -> list[Broker]:
+        """Create a consumer group, or change it; returns the brokers that have it now."""
+        masters = self._masters(cluster)
+        for broker in masters:
+            self._ask(broker.address, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=config.encode())
+        return masters
+
+    def delete_group(self, group: str, cluster: str | None = None, *, offsets: bool = True) -> list[Broker]:
+        """Delete a group, its retry and dead-letter topics, and unless `offsets` is false how far it was."""
+        masters = self._masters(cluster)
+        header = headers.DeleteSubscriptionGroupHeader(group_name=group, clean_offset=offsets)
+        for broker in masters:
+            self._ask(broker.address, RequestCode.DELETE_SUBSCRIPTIONGROUP, header)
+        existing = set(self.topics())
+        for topic in (f"%RETRY%{group}", f"%DLQ%{group}"):
+            if topic in existing:
+                self.delete_topic(topic, cluster)
+        return masters
+
+    def group_progress(
+        self, group: str, topic: str | None = None, cluster: str | None = None
+    ) -> dict[MessageQueue, OffsetWrapper]:
+        """How far a group is in every queue that it has consumed, or in those of a topic."""
+        table: dict[MessageQueue, OffsetWrapper] = {}
+        header = headers.GetConsumeStatsHeader(consumer_group=group, topic=topic)
+        for broker in self._masters(cluster):
+            try:
+                answer = self._ask(broker.address, RequestCode.GET_CONSUME_STATS, header)
+            except BrokerError as error:
+                if error.code != ResponseCode.TOPIC_NOT_EXIST:
+                    raise
+                continue  # this broker does not have the topic
+            table.update(ConsumeStats.decode(bytes(answer.body)).offset_table)
+        return dict(sorted(table.items()))
+
+    def group_members(self, group: str, cluster: str | None = None) -> ConsumerConnection | None:
+        """Who is connected, and what the group subscribes to; None when nobody is."""
+        found: ConsumerConnection | None = None
+        header = headers.GetConsumerConnectionListHeader(consumer_group=group)
+        for broker in self._masters(cluster):
+            try:
+                answer = self._ask(broker.address, RequestCode.GET_CONSUMER_CONNECTION_LIST, header)
+            except BrokerError as error:
+                if error.code != ResponseCode.CONSUMER_NOT_ONLINE:
+                    raise
+                continue
+            one = ConsumerConnection.decode(bytes(answer.body))
+            if found is None:
+                found = one
+            else:
+                known = {member.client_id for member in found.connection_set}
+                found.connection_set += [m for m in one.connection_set if m.client_id not in known]
+        return found
+
+    # -- requests
+
+    def _masters(self, cluster: str | None) -> list[Broker]:
+        return [broker for broker in self.brokers(cluster) if broker.broker_id == MASTER]
+
+    def _ask(self, address: str, code: int, header: Header | None = None, body: bytes = b"") -> Command:
+        answer = self._client.call(address, code, header, body, timeout=self._timeout)
+        if answer.code != ResponseCode.SUCCESS:
+            raise BrokerError(answer.code, answer.remark, address)
+        return answer
+
+    def _ask_namesrv(self, code: int, header: Header | None = None) -> Command:
+        """The answer of the first NameServer that gives one."""
+        failure: RemotingError | None = None
+        for address in self._servers:
+            try:
+                return self._ask(address, code, header)
+            except RemotingError as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def _ask_all_namesrv(self, code: int, header: Header) -> list[Command]:
+        return [self._ask(address, code, header) for address in self._servers]
+
+
+def _json(answer: Command) -> dict[str, Any]:
+    try:
+        value = javajson.loads(bytes(answer.body))
+    except ValueError as error:
+        raise RocketQError(f"the answer is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}

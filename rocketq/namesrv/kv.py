@@ -1,0 +1,57 @@
+"""The NameServer's key-value configuration: namespaces of keys, kept in ``kvConfig.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rocketq.errors import StoreError
+from rocketq.store.configfile import load_json, save_json
+from rocketq.store.files import Files
+
+#: The namespace that holds the queue layout of ordered topics, `topic: "broker-a:4;broker-b:4"`.
+ORDER_TOPIC_CONFIG = "ORDER_TOPIC_CONFIG"
+
+
+class KVConfig:
+    """Namespaces of keys; a change is on disk before it counts."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._path = path
+        self._files = files
+        self._table: dict[str, dict[str, str]] = {}
+
+    def load(self) -> None:
+        """Read the file, if there is one. Raises StoreError when it cannot be read."""
+        saved = load_json(self._path, self._files)
+        if not saved:
+            return
+        table = saved.get("configTable", {})
+        if not isinstance(table, dict) or not all(isinstance(entries, dict) for entries in table.values()):
+            raise StoreError(f"{self._path}: configTable is not a table of tables")
+        self._table = {
+            str(namespace): {str(key): str(value) for key, value in entries.items()}
+            for namespace, entries in table.items()
+        }
+
+    def get(self, namespace: str, key: str) -> str | None:
+        return self._table.get(namespace, {}).get(key)
+
+    def namespace(self, namespace: str) -> dict[str, str] | None:
+        """All keys of a namespace; None when it was never written to."""
+        return self._table.get(namespace)
+
+    def put(self, namespace: str, key: str, value: str) -> None:
+        """Raises StoreError when the change cannot be stored; then it does not count."""
+        entries = {**self._table.get(namespace, {}), key: value}
+        self._store({**self._table, namespace: entries})
+
+    def delete(self, namespace: str, key: str) -> None:
+        """Forget a key; nothing happens when there is none. Raises StoreError as :meth:`put`."""
+        entries = self._table.get(namespace, {})
+        if key in entries:
+            left = {name: value for name, value in entries.items() if name != key}
+            self._store({**self._table, namespace: left})
+
+    def _store(self, table: dict[str, dict[str, str]]) -> None:
+        save_json(self._path, {"configTable": table}, self._files)
+        self._table = table
