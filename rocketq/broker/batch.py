@@ -1,0 +1,268 @@
+"""The end of a read: everything that was appended is written with one call, and everybody gets an answer.
+
+Answers are built from byte templates. With SYNC_FLUSH they wait, batch by batch, until the flusher has forced the log
+to the disk; one `fdatasync` then answers all batches that it covers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import struct
+import time
+from collections import deque
+from typing import NamedTuple
+
+from rocketq import properties as props
+from rocketq.broker.statistics import Statistics
+from rocketq.config import BrokerConfig
+from rocketq.errors import StoreError, StoreFull
+from rocketq.properties import encode_properties
+from rocketq.remoting.codes import FLAG_RESPONSE, JSON, VERSION, Language, ResponseCode
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.server import Buffer, Connection
+from rocketq.store.store import Appended, MessageStore
+
+log = logging.getLogger("rocketq.broker")
+
+#: Producers are slowed down when more answers than this wait for the disk …
+MAX_WAITING = 10_000
+#: … or more bytes than this are written and not yet forced to it.
+MAX_UNFLUSHED = 512 * 1024 * 1024
+
+#: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages).
+#: Without transaction id (None, not empty) the answer is a bare success.
+Pending = tuple[int, int, str | None, int, Appended, list[Appended] | None]
+
+_FRAME = struct.Struct(">iI")
+_INT = struct.Struct(">i")
+_BINARY_HEAD = struct.Struct(">hBhiii")
+
+
+class _Waiting(NamedTuple):
+    """Answers that wait until the log is durable up to `end`."""
+
+    end: int
+    deadline: float
+    connection: Connection
+    pending: list[Pending]
+
+
+def _json_text(text: str) -> str:
+    """`text` as it stands between the quotes of a JSON string."""
+    return text if text.isalnum() else json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _binary_entry(key: str, value: str) -> bytes:
+    raw = value.encode()
+    return len(key).to_bytes(2, "big") + key.encode() + _INT.pack(len(raw)) + raw
+
+
+def full_remark(error: StoreFull) -> str:
+    """What a producer is told when nothing can be stored."""
+    return f"service not available now. The broker's disk is full, or writing was stopped: {error}"
+
+
+class Batch:
+    """What was appended since the last write, and who waits for it.
+
+    `busy` asks for flow control: the disk does not keep up.
+    """
+
+    def __init__(self, config: BrokerConfig, store: MessageStore, statistics: Statistics) -> None:
+        self._config = config
+        self._store = store
+        self._statistics = statistics
+        self._sync = config.flush_disk_type == "SYNC_FLUSH"
+        self._owner: Connection | None = None
+        self._appended = 0
+        self._pending: list[Pending] = []
+        self._unwaited: list[Pending] = []  # with WAIT=false under SYNC_FLUSH
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_answers = 0
+        self.busy = False
+        self.store_host = b""
+        self._host_hex = ""
+        self.config_changed()
+
+    def start(self, store_host: bytes) -> None:
+        """Begin to serve. `store_host` is the packed address of this broker, part of every record and id."""
+        self.store_host = store_host
+        self._host_hex = store_host.hex().upper()
+        if self._sync:
+            loop = asyncio.get_running_loop()
+            self._store.on_durable = lambda _: loop.call_soon_threadsafe(self._durable)
+
+    def config_changed(self) -> None:
+        """Read the settings anew that may change while the broker runs."""
+        config = self._config
+        trace = "true" if config.trace_on else "false"
+        #: part of every answer to a send, also of refusals
+        self.ext = {props.MSG_REGION: config.region_id, props.TRACE_ON: trace}
+        #: what the broker adds to the properties of a message
+        self.own_properties = encode_properties({**self.ext, props.CLUSTER: config.broker_cluster_name})
+        self._json_ext = f'"MSG_REGION":"{_json_text(config.region_id)}","TRACE_ON":"{trace}"'
+        self._binary_ext = b"".join([_binary_entry(key, value) for key, value in self.ext.items()])
+
+    def add(
+        self,
+        connection: Connection,
+        request: Command,
+        transaction_id: str | None,
+        queue_id: int,
+        appended: Appended,
+        several: list[Appended] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """Note that `request` appended a message (or `several`) and is answered when they are written.
+
+        Without `wait` the answer does not wait for the disk even with SYNC_FLUSH.
+        """
+        if self._owner is not connection:
+            if self._appended:  # left behind by another connection
+                self._finish()
+            self._owner = connection
+        self._appended += 1 if several is None else len(several)
+        if request.flag & 2:
+            return
+        entry = (request.opaque, request.serialize_type, transaction_id, queue_id, appended, several)
+        if wait or not self._sync:
+            self._pending.append(entry)
+        else:
+            self._unwaited.append(entry)
+
+    def end(self) -> None:
+        """Write what was appended, and answer it or let it wait for the disk. Called after the frames of one read."""
+        if self._appended:
+            self._finish()
+
+    def _finish(self) -> None:
+        connection, pending, count = self._owner, self._pending, self._appended
+        assert connection is not None
+        unwaited = self._unwaited
+        self._owner, self._appended, self._pending = None, 0, []
+        store, statistics = self._store, self._statistics
+        before = store.written_offset
+        begun = time.perf_counter()
+        try:
+            store.write()
+        except StoreError as error:
+            self._unwaited = []
+            statistics.put_failed += count
+            self._fail(connection, pending + unwaited, error)
+            return
+        elapsed = time.perf_counter() - begun
+        if elapsed > statistics.put_slowest:
+            statistics.put_slowest = elapsed
+        written = store.written_offset
+        statistics.put_count += count
+        statistics.put_bytes += written - before
+        if not self._sync:
+            if pending:
+                self._answer(connection, pending)
+            if written - store.durable_offset > MAX_UNFLUSHED:
+                self.busy = True
+            return
+        if unwaited:
+            self._unwaited = []
+            self._answer(connection, unwaited)
+        if pending:
+            deadline = time.monotonic() + self._config.sync_flush_timeout / 1000
+            self._waiting.append(_Waiting(written, deadline, connection, pending))
+            self._waiting_answers += len(pending)
+            if self._waiting_answers > MAX_WAITING:
+                self.busy = True
+
+    def _durable(self) -> None:
+        """The disk has got further: let everything become visible that is on it, and answer who waited."""
+        durable = self._store.advance()
+        waiting = self._waiting
+        while waiting and waiting[0].end <= durable:
+            done = waiting.popleft()
+            self._waiting_answers -= len(done.pending)
+            if not done.connection.closed:
+                self._answer(done.connection, done.pending)
+        if self.busy:
+            self.relax()
+
+    def relax(self) -> None:
+        """Give up on answers that waited too long, and end flow control when its cause is gone. Called regularly."""
+        waiting, now = self._waiting, time.monotonic()
+        while waiting and waiting[0].deadline <= now:
+            late = waiting.popleft()
+            self._waiting_answers -= len(late.pending)
+            if not late.connection.closed:
+                self._answer(late.connection, late.pending, ResponseCode.FLUSH_DISK_TIMEOUT)
+        unflushed = self._store.written_offset - self._store.durable_offset
+        self.busy = self._waiting_answers > MAX_WAITING or unflushed > MAX_UNFLUSHED
+
+    def _fail(self, connection: Connection, pending: list[Pending], error: StoreError) -> None:
+        log.error("a batch of %d messages was not stored: %s", len(pending), error)
+        code, remark = ResponseCode.SYSTEM_ERROR, f"the message was not stored: {error}"
+        if isinstance(error, StoreFull):
+            code, remark = ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error)
+        for opaque, serialize_type, transaction_id, *_ in pending:
+            request = Command(0, opaque=opaque, serialize_type=serialize_type)
+            connection.write(encode_response(request, code, remark, None if transaction_id is None else self.ext))
+
+    def _answer(self, connection: Connection, pending: list[Pending], code: int = 0) -> None:
+        out: list[Buffer] = []
+        pack = _FRAME.pack
+        host = self._host_hex
+        prefix = f'{{"code":{code:d},"extFields":{{"queueId":"'
+        suffix = f'{self._json_ext}}},"flag":1,"language":"PYTHON","opaque":'
+        ending = f',"serializeTypeCurrentRPC":"JSON","version":{VERSION}}}'
+        for opaque, serialize_type, transaction_id, queue_id, appended, several in pending:
+            if transaction_id is None:
+                request = Command(0, opaque=opaque, serialize_type=serialize_type)
+                out.append(encode_response(request, code))
+                continue
+            if several is None:
+                message_id = f"{host}{appended.physical_offset:016X}"
+            else:
+                message_id = ",".join([f"{host}{each.physical_offset:016X}" for each in several])
+            if serialize_type == JSON:
+                if not transaction_id:
+                    transaction = ""
+                elif transaction_id.isalnum():
+                    transaction = f'"transactionId":"{transaction_id}",'
+                else:
+                    transaction = f'"transactionId":"{_json_text(transaction_id)}",'
+                header = (
+                    f'{prefix}{queue_id}",{transaction}"msgId":"{message_id}","queueOffset":"{appended.queue_offset}",'
+                    f"{suffix}{opaque}{ending}"
+                ).encode()
+                size = len(header)
+                out.append(pack(4 + size, size))
+            else:
+                header = self._binary_answer(
+                    opaque, code, transaction_id, queue_id, message_id, appended.queue_offset
+                )
+                size = len(header)
+                out.append(pack(4 + size, 1 << 24 | size))
+            out.append(header)
+        connection.write(out)
+
+    def _binary_answer(
+        self, opaque: int, code: int, transaction_id: str, queue_id: int, message_id: str, queue_offset: int
+    ) -> bytes:
+        queue, offset, message = b"%d" % queue_id, b"%d" % queue_offset, message_id.encode()
+        pack = _INT.pack
+        ext = b"".join(
+            (
+                b"\x00\x07queueId",
+                pack(len(queue)),
+                queue,
+                _binary_entry("transactionId", transaction_id) if transaction_id else b"",
+                b"\x00\x05msgId",
+                pack(len(message)),
+                message,
+                b"\x00\x0bqueueOffset",
+                pack(len(offset)),
+                offset,
+                self._binary_ext,
+            )
+        )
+        head = _BINARY_HEAD.pack(code, Language.PYTHON, VERSION, opaque, FLAG_RESPONSE, 0)
+        return head + pack(len(ext)) + ext

@@ -1,0 +1,480 @@
+"""Messages in: codes 10, 310 and 320. The hot path of the broker.
+
+A handler only validates, appends to the store's batch and notes what has to be answered; :mod:`rocketq.broker.batch`
+writes and answers at the end of the read.
+
+Order of checks, codes and texts follow `SendMessageProcessor` and `AbstractSendMessageProcessor` of Apache 5.4.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from rocketq import names
+from rocketq import properties as props
+from rocketq.broker.batch import Batch, full_remark
+from rocketq.broker.groups import Groups
+from rocketq.broker.locks import QueueLocks
+from rocketq.broker.statistics import Statistics
+from rocketq.broker.topics import Topics
+from rocketq.config import BrokerConfig
+from rocketq.errors import StoreFull
+from rocketq.message import new_unique_id
+from rocketq.properties import decode_properties, encode_properties
+from rocketq.record import TRANSACTION_MASK
+from rocketq.remoting.bodies import TopicConfig
+from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
+from rocketq.remoting.command import Command, Header, encode_response
+from rocketq.remoting.server import Connection, Handler, Reply
+from rocketq.store.store import MessageStore
+
+FAQ = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+BUSY = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
+#: Clients older than V3_4_9 fill `maxReconsumeTimes` with nonsense.
+VERSION_MAX_RECONSUME_TIMES = 121
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Send(Header):
+    """What the send path reads of `SendMessageRequestHeader` (code 10); the rest is not even decoded."""
+
+    topic: str
+    queue_id: Int32 = msgspec.field(name="queueId")
+    default_topic: str = msgspec.field(name="defaultTopic", default="")
+    default_topic_queue_nums: Int32 = msgspec.field(name="defaultTopicQueueNums", default=0)
+    sys_flag: Int32 = msgspec.field(name="sysFlag", default=0)
+    born_timestamp: Int64 = msgspec.field(name="bornTimestamp", default=0)
+    flag: Int32 = 0
+    properties: str | None = None
+    reconsume_times: Int32 | None = msgspec.field(name="reconsumeTimes", default=None)
+    max_reconsume_times: Int32 | None = msgspec.field(name="maxReconsumeTimes", default=None)
+
+
+class _SendV2(Header):
+    """The same of `SendMessageRequestHeaderV2` (codes 310 and 320)."""
+
+    topic: str = msgspec.field(name="b")
+    queue_id: Int32 = msgspec.field(name="e")
+    default_topic: str = msgspec.field(name="c", default="")
+    default_topic_queue_nums: Int32 = msgspec.field(name="d", default=0)
+    sys_flag: Int32 = msgspec.field(name="f", default=0)
+    born_timestamp: Int64 = msgspec.field(name="g", default=0)
+    flag: Int32 = msgspec.field(name="h", default=0)
+    properties: str | None = msgspec.field(name="i", default=None)
+    reconsume_times: Int32 | None = msgspec.field(name="j", default=None)
+    max_reconsume_times: Int32 | None = msgspec.field(name="l", default=None)
+
+
+#: Properties that make a message more than a plain one.
+_SPECIAL = frozenset(
+    {
+        props.DELAY,
+        props.TIMER_DELAY_MS,
+        props.TIMER_DELAY_SEC,
+        props.TIMER_DELIVER_MS,
+        props.TRAN_MSG,
+        props.POP_CK,
+        props.INNER_NUM,
+        props.PRIORITY,
+        props.MSG_REGION,
+        props.TRACE_ON,
+        props.CLUSTER,
+    }
+)
+_TIMER = (props.TIMER_DELAY_SEC, props.TIMER_DELAY_MS, props.TIMER_DELIVER_MS)
+_NOT_FOR_PRIORITY = frozenset({props.DELAY, props.SHARDING_KEY, props.TRAN_MSG, *_TIMER})
+#: Properties that no message of a batch may have, as the items of a batch are stored as they are.
+_NOT_IN_BATCH = frozenset({props.DELAY, props.INNER_NUM, *_TIMER})
+
+
+class _Refused(Exception):
+    """A message is not accepted: the answer's code and text."""
+
+    def __init__(self, code: ResponseCode, remark: str) -> None:
+        super().__init__(remark)
+        self.code = code
+        self.remark = remark
+
+
+class _Target(NamedTuple):
+    """Where a message is stored, which may be another place than where it was sent to."""
+
+    topic: str
+    queue_id: int
+    properties: str
+    deliver_time: int | None = None
+
+
+class Sender:
+    """Stores what producers send. `deliver_time` gives when a message of a delay level is due, ms since the epoch."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: MessageStore,
+        batch: Batch,
+        topics: Topics,
+        groups: Groups,
+        locks: QueueLocks,
+        statistics: Statistics,
+        deliver_time: Callable[[int], int],
+        max_level: int,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._batch = batch
+        self._topics = topics
+        self._groups = groups
+        self._locks = locks
+        self._statistics = statistics
+        self._deliver_time = deliver_time
+        self._max_level = max_level
+        #: topics that plain sends may go to -> number of queue ids that are accepted
+        self._open: dict[str, int] = {}
+
+    def forget_topics(self) -> None:
+        """A topic or a setting changed: look at each topic anew."""
+        self._open.clear()
+
+    def handlers(self) -> dict[int, Handler]:
+        return {
+            RequestCode.SEND_MESSAGE: self._single,
+            RequestCode.SEND_MESSAGE_V2: self._single,
+            RequestCode.SEND_BATCH_MESSAGE: self._several,
+        }
+
+    # one message
+
+    def _single(self, connection: Connection, request: Command) -> Reply:
+        header: _Send | _SendV2 = request.header(_SendV2 if request.code == 310 else _Send)
+        topic = header.topic
+        queue_id = header.queue_id
+        body = request.body
+        text = header.properties or ""
+        try:
+            properties = dict([piece.split("\x01", 1) for piece in text.split("\x02") if piece])
+        except ValueError:
+            properties = decode_properties(text)
+            text = encode_properties(properties)
+        deliver_time = None
+        try:
+            if self._batch.busy:
+                raise self._flow_control()
+            limit = self._open.get(topic)
+            if limit is None:
+                limit = self._check_topic(connection, topic, header)
+            if not 0 <= queue_id < limit:
+                queue_id = self._queue(connection, topic, queue_id)
+            if not body or len(body) > self._config.max_message_size:
+                raise self._illegal(body)
+            unique_id = properties.get("UNIQ_KEY")
+            if not unique_id:
+                unique_id = properties["UNIQ_KEY"] = new_unique_id()
+                text = encode_properties(properties)
+            elif text[-1] != "\x02":
+                text += "\x02"
+            if header.sys_flag & TRANSACTION_MASK:
+                raise self._transactional()
+            if topic.startswith(names.RETRY_PREFIX):
+                retried = self._retry(topic, queue_id, header, request, properties)
+            else:
+                retried = topic
+            target_queue = queue_id
+            if retried is not topic or not _SPECIAL.isdisjoint(properties):
+                topic, target_queue, text, deliver_time = self._special(retried, queue_id, properties)
+                if deliver_time is None:
+                    queue_id = target_queue
+            text += self._batch.own_properties
+            if len(text) > 8000 and len(text.encode()) > props.MAX_LENGTH:
+                raise self._illegal(body)
+            appended = self._store.append(
+                topic,
+                target_queue,
+                body,
+                text,
+                tag=properties.get("TAGS"),
+                unique_id=unique_id,
+                keys=properties.get("KEYS"),
+                flag=header.flag,
+                sys_flag=header.sys_flag,
+                born_timestamp=header.born_timestamp,
+                born_host=connection.peer_packed,
+                store_host=self._batch.store_host,
+                reconsume_times=header.reconsume_times or 0,
+                deliver_time=deliver_time,
+            )
+        except _Refused as refused:
+            return self._refusal(request, refused.code, refused.remark)
+        except StoreFull as error:
+            return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
+        self._batch.add(connection, request, unique_id, queue_id, appended, wait=properties.get("WAIT") != "false")
+        return None
+
+    def _check_topic(self, connection: Connection, topic: str, header: _Send | _SendV2) -> int:
+        """The number of queue ids that the topic accepts; the topic is created if that is allowed."""
+        config = self._topics.get(topic)
+        writable = bool(self._config.broker_permission & Perm.WRITE)
+        if not writable and config is not None and config.order:
+            remark = f"the broker[{self._config.host}] sending message is forbidden"
+            raise _Refused(ResponseCode.NO_PERMISSION, remark)
+        wrong = names.check_topic(topic)
+        if wrong is not None:
+            raise _Refused(ResponseCode.INVALID_PARAMETER, wrong)
+        if topic in names.NOT_SENDABLE:
+            remark = f"Sending message to topic[{topic}] is forbidden."
+            raise _Refused(ResponseCode.NO_PERMISSION, remark)
+        if config is None:
+            config = self._topics.create_on_send(topic, header.default_topic, header.default_topic_queue_nums)
+            if config is None and topic.startswith(names.RETRY_PREFIX):
+                config = self._topics.create_retry(topic, 1)
+            if config is None:
+                remark = f"topic[{topic}] not exist, apply first please!\n{FAQ}"
+                raise _Refused(ResponseCode.TOPIC_NOT_EXIST, remark)
+        limit = max(config.read_queue_nums, config.write_queue_nums)
+        if writable:
+            self._open[topic] = limit
+        return limit
+
+    def _queue(self, connection: Connection, topic: str, queue_id: int) -> int:
+        """The queue for an id that is out of range: any for a negative one."""
+        config = self._topics.table[topic]
+        if queue_id < 0 and config.write_queue_nums > 0:
+            return random.randrange(config.write_queue_nums)
+        remark = f"request queueId[{queue_id}] is illegal, {describe(config)} Producer: {connection.peer}"
+        raise _Refused(ResponseCode.INVALID_PARAMETER, remark)
+
+    def _retry(
+        self,
+        topic: str,
+        queue_id: int,
+        header: _Send | _SendV2,
+        request: Command,
+        properties: dict[str, str],
+    ) -> str:
+        """Where a message sent to a retry topic goes: there, or to the dead letters when its attempts are used up."""
+        name = topic[len(names.RETRY_PREFIX) :]
+        group = self._groups.get(name)
+        if group is None:
+            remark = f"subscription group not exist, {name} \n{FAQ}"
+            raise _Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
+        limit = group.retry_max_times
+        if header.max_reconsume_times is not None and request.version >= VERSION_MAX_RECONSUME_TIMES:
+            limit = header.max_reconsume_times
+        if (header.reconsume_times or 0) <= limit and not self._locks.group_has_locks(name):
+            return topic
+        properties[props.DELAY] = "-1"
+        return self._topics.create_retry(names.dlq_topic(name), 1).topic_name
+
+    def _special(self, topic: str, queue_id: int, properties: dict[str, str]) -> _Target:
+        """The place of a message with properties that mean something to the broker. Changes `properties`."""
+        if props.INNER_NUM in properties:
+            raise self._illegal(b"")
+        if properties.get(props.TRAN_MSG) == "true":
+            raise self._transactional()
+        if topic.startswith(names.DLQ_PREFIX):
+            queue_id = 0
+        if props.PRIORITY in properties:
+            if not _NOT_FOR_PRIORITY.isdisjoint(properties):
+                del properties[props.PRIORITY]
+            elif properties[props.PRIORITY].isdecimal():
+                config = self._topics.table[topic]
+                queue_id = max(0, min(int(properties[props.PRIORITY]), config.write_queue_nums - 1))
+        for name in (props.POP_CK, props.MSG_REGION, props.TRACE_ON, props.CLUSTER):
+            properties.pop(name, None)
+        level = self._level(properties)
+        if props.DELAY in properties:
+            for name in _TIMER:
+                properties.pop(name, None)
+        elif not properties.keys().isdisjoint(_TIMER):
+            remark = "accurate timer message is not enabled, timerWheelEnable is false"
+            raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+        return self._delayed(topic, queue_id, properties, level)
+
+    def _level(self, properties: dict[str, str]) -> int:
+        """The delay level that the properties ask for; not above the highest, 0 for none."""
+        value = properties.get(props.DELAY)
+        if value is None:
+            return 0
+        try:
+            level = int(value)
+        except ValueError:
+            raise _Refused(ResponseCode.SYSTEM_ERROR, f"the property DELAY is not a number: {value!r}") from None
+        if level > self._max_level:
+            level = self._max_level
+            properties[props.DELAY] = str(level)
+        return level
+
+    def _delayed(self, topic: str, queue_id: int, properties: dict[str, str], level: int) -> _Target:
+        if level <= 0:
+            return _Target(topic, queue_id, encode_properties(properties))
+        properties = {**properties, props.REAL_TOPIC: topic, props.REAL_QID: str(queue_id)}
+        deliver_time = self._deliver_time(level)
+        return _Target(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), deliver_time)
+
+    def _illegal(self, body: bytes) -> _Refused:
+        limit = self._config.max_message_size
+        remark = (
+            "the message is illegal, maybe msg body or properties length not matched. msg body length limit "
+            f"{limit}B, msg properties length limit 32KB."
+        )
+        if not body:
+            remark = f"the message body is empty: a message needs at least one byte and at most {limit}"
+        return _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+
+    def _transactional(self) -> _Refused:
+        return _Refused(ResponseCode.NO_PERMISSION, "transactional messages are not supported yet by this broker")
+
+    def _flow_control(self) -> _Refused:
+        self._statistics.flow_controlled += 1
+        return _Refused(ResponseCode.SYSTEM_BUSY, BUSY)
+
+    def _refusal(self, request: Command, code: ResponseCode, remark: str) -> bytes:
+        return encode_response(request, code, remark, self._batch.ext)
+
+    # several messages in one request
+
+    def _several(self, connection: Connection, request: Command) -> Reply:
+        header = request.header(_SendV2)
+        topic = header.topic
+        try:
+            if self._batch.busy:
+                raise self._flow_control()
+            limit = self._open.get(topic)
+            if limit is None:
+                limit = self._check_topic(connection, topic, header)
+            queue_id = header.queue_id
+            if not 0 <= queue_id < limit:
+                queue_id = self._queue(connection, topic, queue_id)
+            if topic.startswith(names.RETRY_PREFIX):
+                remark = f"batch request does not support retry group {topic}"
+                raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+            if len(topic) > names.TOPIC_MAX_LENGTH:
+                remark = f"message topic length too long {len(topic)}"
+                raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+            body = request.body
+            if not body or len(body) > self._config.max_message_size:
+                raise self._illegal(body)
+            items = self._items(body, topic)
+            append = self._store.append
+            all_appended = [
+                append(
+                    topic,
+                    queue_id,
+                    item_body,
+                    text,
+                    tag=properties.get("TAGS"),
+                    unique_id=properties.get("UNIQ_KEY"),
+                    keys=properties.get("KEYS"),
+                    flag=flag,
+                    sys_flag=header.sys_flag,
+                    born_timestamp=header.born_timestamp,
+                    born_host=connection.peer_packed,
+                    store_host=self._batch.store_host,
+                    reconsume_times=header.reconsume_times or 0,
+                )
+                for flag, item_body, text, properties in items
+            ]
+        except _Refused as refused:
+            return self._refusal(request, refused.code, refused.remark)
+        except StoreFull as error:
+            return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
+        own = decode_properties(header.properties or "")
+        self._batch.add(
+            connection,
+            request,
+            own.get(props.UNIQ_KEY, ""),
+            queue_id,
+            all_appended[0],
+            all_appended,
+            wait=own.get(props.WAIT) != "false",
+        )
+        return None
+
+    def _items(self, body: bytes, topic: str) -> list[tuple[int, bytes, str, dict[str, str]]]:
+        """(flag, body, property string, properties) of each message of a batch's body."""
+        items = []
+        offset = 0
+        end = len(body)
+        try:
+            while offset < end:
+                size, _, _, flag, length = struct.unpack_from(">iiiii", body, offset)
+                start = offset + 20
+                (width,) = struct.unpack_from(">h", body, start + length)
+                stop = start + length + 2 + width
+                if length < 0 or width < 0 or stop > end or size != stop - offset:
+                    raise ValueError("its sizes contradict each other")
+                text = body[start + length + 2 : stop].decode()
+                properties = decode_properties(text)
+                if not _NOT_IN_BATCH.isdisjoint(properties) or properties.get(props.TRAN_MSG) == "true":
+                    remark = f"a batch to topic[{topic}] holds a delayed, timed or transactional message"
+                    raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                if not length:
+                    raise self._illegal(b"")
+                items.append((flag, body[start : start + length], text, properties))
+                offset = stop
+        except (struct.error, ValueError) as error:
+            remark = f"the batch to topic[{topic}] cannot be decoded at byte {offset}: {error}"
+            raise _Refused(ResponseCode.SYSTEM_ERROR, remark) from None
+        return items
+
+    # messages of the broker's own making
+
+    def store(
+        self,
+        connection: Connection,
+        request: Command,
+        *,
+        topic: str,
+        queue_id: int,
+        body: bytes,
+        properties: dict[str, str],
+        flag: int,
+        sys_flag: int,
+        born_timestamp: int,
+        born_host: bytes,
+        reconsume_times: int,
+    ) -> None:
+        """Store a message on behalf of `request`, which is answered with success when the batch is written.
+
+        A DELAY property is obeyed. Raises StoreFull.
+        """
+        target = self._delayed(topic, queue_id, properties, self._level(properties))
+        appended = self._store.append(
+            target.topic,
+            target.queue_id,
+            body,
+            target.properties,
+            tag=properties.get(props.TAGS),
+            unique_id=properties.get(props.UNIQ_KEY),
+            keys=properties.get(props.KEYS),
+            flag=flag,
+            sys_flag=sys_flag,
+            born_timestamp=born_timestamp,
+            born_host=born_host,
+            store_host=self._batch.store_host,
+            reconsume_times=reconsume_times,
+            deliver_time=target.deliver_time,
+        )
+        self._batch.add(connection, request, None, 0, appended, wait=properties.get(props.WAIT) != "false")
+
+
+def describe(config: TopicConfig) -> str:
+    """A topic's settings as Apache's texts show them."""
+    perm = "".join(
+        [
+            letter if config.perm & bit else "-"
+            for letter, bit in (("R", Perm.READ), ("W", Perm.WRITE), ("X", Perm.INHERIT))
+        ]
+    )
+    attributes = ", ".join([f"{key}={value}" for key, value in config.attributes.items()])
+    return (
+        f"TopicConfig [topicName={config.topic_name}, readQueueNums={config.read_queue_nums}, "
+        f"writeQueueNums={config.write_queue_nums}, perm={perm}, topicFilterType={config.topic_filter_type}, "
+        f"topicSysFlag={config.topic_sys_flag}, order={str(config.order).lower()}, attributes={{{attributes}}}]"
+    )

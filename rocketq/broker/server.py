@@ -1,0 +1,340 @@
+"""The broker: one store, one object per capability, one table from request codes to handlers.
+
+A request's way: :mod:`rocketq.remoting.server` hands over each command of a read; the table finds the capability; what
+it returns is the answer. Sends are answered at the end of the read, when everything was written with one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from rocketq.broker.admin import Admin
+from rocketq.broker.batch import Batch
+from rocketq.broker.clients import Clients
+from rocketq.broker.delay import Delay
+from rocketq.broker.groups import Groups
+from rocketq.broker.hold import Hold
+from rocketq.broker.locks import QueueLocks
+from rocketq.broker.offsets import Offsets
+from rocketq.broker.pull import Pull
+from rocketq.broker.query import Query
+from rocketq.broker.registration import Registration
+from rocketq.broker.retry import Retry
+from rocketq.broker.runtime import Runtime
+from rocketq.broker.send import Sender
+from rocketq.broker.statistics import Statistics
+from rocketq.broker.topics import Topics
+from rocketq.config import BrokerConfig
+from rocketq.errors import ConfigError, RocketQError, StoreError
+from rocketq.record import pack_host
+from rocketq.remoting.aio import AsyncClient
+from rocketq.remoting.bodies import TopicConfig
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.server import Connection, Handler, Reply, Server
+from rocketq.store.files import Files, OsFiles
+from rocketq.store.store import MessageStore
+
+log = logging.getLogger("rocketq.broker")
+
+#: Requests that add to the batch of their read; every other one is handled after the batch so far is written.
+BATCHED = frozenset(
+    {
+        int(RequestCode.SEND_MESSAGE),
+        int(RequestCode.SEND_MESSAGE_V2),
+        int(RequestCode.SEND_BATCH_MESSAGE),
+        int(RequestCode.CONSUMER_SEND_MSG_BACK),
+    }
+)
+#: Not served on the second port, which is for producers and operators (`BrokerController`).
+NOT_ON_VIP = frozenset(
+    {
+        int(RequestCode.PULL_MESSAGE),
+        int(RequestCode.LITE_PULL_MESSAGE),
+        int(RequestCode.PEEK_MESSAGE),
+        int(RequestCode.POP_MESSAGE),
+        int(RequestCode.NOTIFICATION),
+        int(RequestCode.POLLING_INFO),
+    }
+)
+#: Seconds between two rounds of periodic work.
+TICK = 0.5
+
+
+class Broker:
+    """A broker. `config.listen_port` 0 takes a free port; then there is no second one for old clients."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        *,
+        files: Files | None = None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.config = config
+        files = files or OsFiles()
+        root = Path(config.store_path_root_dir) / "config"
+        booted = clock_ms()
+        self.statistics = Statistics()
+        self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms)
+        self.topics = Topics(config, root / "topics.json", files, self._topics_changed, clock_ms)
+        self.groups = Groups(config, root / "subscriptionGroup.json", files, clock_ms)
+        self.clients = Clients(config, self.groups, self.topics, time.monotonic)
+        self.locks = QueueLocks(time.monotonic)
+        self.offsets = Offsets(root / "consumerOffset.json", files, self.groups, self.topics, self.store, clock_ms)
+        self.delay = Delay(config, root / "delayOffset.json", files, self.store, clock_ms)
+        self.batch = Batch(config, self.store, self.statistics)
+        self.sender = Sender(
+            config,
+            self.store,
+            self.batch,
+            self.topics,
+            self.groups,
+            self.locks,
+            self.statistics,
+            self.delay.deliver_time,
+            self.delay.max_level,
+        )
+        self.hold = Hold()
+        self.pull = Pull(
+            config,
+            self.store,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.offsets,
+            self.hold,
+            self.statistics,
+        )
+        self.retry = Retry(self.groups, self.topics, self.sender, self.store)
+        self.query = Query(config, self.store)
+        self.admin = Admin(
+            config,
+            self.store,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.offsets,
+            self.pull,
+            booted,
+        )
+        self.runtime = Runtime(
+            config, self.store, self.delay, self.statistics, self._config_changed, clock_ms, booted
+        )
+        self.store.on_arrive = self.hold.arrived
+        #: request code -> who serves it
+        self.handlers: dict[int, Handler] = {}
+        for capability in (
+            self.sender,
+            self.pull,
+            self.clients,
+            self.offsets,
+            self.locks,
+            self.retry,
+            self.query,
+            self.admin,
+            self.runtime,
+        ):
+            for code, handler in capability.handlers().items():
+                assert code not in self.handlers, f"two capabilities serve code {code}"
+                self.handlers[int(code)] = handler
+        self._server: Server | None = None
+        self._vip: Server | None = None
+        self._client: AsyncClient | None = None
+        self._registration: Registration | None = None
+        self._ticker: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that the broker listens on. Raises RuntimeError before it was started."""
+        if self._server is None:
+            raise RuntimeError("the broker is not started")
+        return self._server.port
+
+    @property
+    def address(self) -> str:
+        """What clients connect to, `host:port`."""
+        return f"{self.config.host}:{self.port}"
+
+    async def start(self) -> None:
+        """Open the store, recover, listen, register with the NameServers.
+
+        Raises StoreLocked when another process has the directory, StoreError when it cannot be used, OSError when
+        the port is taken.
+        """
+        config = self.config
+        self.store.open()
+        try:
+            self.topics.load()
+            self.groups.load()
+            self.offsets.load()
+            for topic in self.topics.adopt(self.store.queues()):
+                log.warning("topic %s has messages and no settings: it is readable and writable again", topic)
+            self._server = Server(
+                self,
+                host=config.bind_address,
+                port=config.listen_port,
+                tls=config.tls(),
+                idle_timeout=config.server_channel_max_idle_time_seconds,
+            )
+            await self._server.start()
+            self.batch.start(await _packed_address(config.host, self.port))
+            await self._listen_for_old_clients()
+            await self.delay.start()
+            self._ticker = asyncio.create_task(self._tick())
+            if config.namesrv_addresses:
+                self._client = AsyncClient(on_connection_lost=self._namesrv_lost)
+                self._registration = Registration(config, self._client, self.topics, self.address)
+                await self._registration.start()
+        except BaseException:
+            await self.stop()
+            raise
+        log.info("broker %s serves %s from %s", config.broker_name, self.address, config.store_path_root_dir)
+
+    async def stop(self) -> None:
+        """Take leave of the NameServers, stop serving, write everything to disk, leave the directory."""
+        if self._registration is not None:
+            await self._registration.stop()
+            self._registration = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+            self._ticker = None
+        for server in (self._vip, self._server):
+            if server is not None:
+                await server.stop()
+        self._vip = None
+        self.hold.stop()
+        try:
+            await self.delay.stop()
+            self.offsets.persist()
+            self.topics.save()
+            self.groups.save()
+        except StoreError as error:
+            log.error("the broker's tables could not be written while it stops: %s", error)
+        self.store.on_durable = None
+        self.store.close()
+
+    async def _listen_for_old_clients(self) -> None:
+        """Clients up to early 4.x use the port two below the broker's without asking."""
+        port = self.config.listen_port - 2
+        if port <= 0:
+            return
+        vip = Server(
+            _Vip(self),
+            host=self.config.bind_address,
+            port=port,
+            tls=self.config.tls(),
+            idle_timeout=self.config.server_channel_max_idle_time_seconds,
+        )
+        try:
+            await vip.start()
+        except OSError as error:
+            log.warning("port %d for old clients is not served: %s", port, error)
+            return
+        self._vip = vip
+
+    # what the remoting server calls
+
+    def handle(self, connection: Connection, request: Command) -> Reply | Awaitable[Reply]:
+        code = request.code
+        handler = self.handlers.get(code)
+        if handler is None:
+            return unsupported(request)
+        if code not in BATCHED:
+            self.batch.end()
+        return handler(connection, request)
+
+    def end_batch(self, connection: Connection) -> None:
+        self.batch.end()
+
+    def connection_lost(self, connection: Connection) -> None:
+        self.hold.connection_lost(connection)
+        self.clients.connection_lost(connection)
+
+    # changes and periodic work
+
+    def _topics_changed(self, topics: list[TopicConfig]) -> None:
+        self.sender.forget_topics()
+        if self._registration is not None:
+            self._registration.changed(topics)
+
+    def _namesrv_lost(self, address: str) -> None:
+        if self._registration is not None:
+            self._registration.connection_lost(address)
+
+    def _config_changed(self, names: set[str]) -> None:
+        self.batch.config_changed()
+        self.sender.forget_topics()
+        if "broker_permission" in names:
+            self.topics.changed()
+
+    async def _tick(self) -> None:
+        """Periodic work, on the loop's thread; everything here is short."""
+        offsets_every = self.config.flush_consumer_offset_interval / 1000
+        next_offsets = time.monotonic() + offsets_every
+        next_expiry = time.monotonic() + 10
+        while True:
+            await asyncio.sleep(TICK)
+            now = time.monotonic()
+            try:
+                self.store.maintain()
+                self.batch.relax()
+                self.topics.save(now=False)
+                self.groups.save(now=False)
+                self.statistics.sample(now)
+                if now >= next_offsets:
+                    next_offsets = now + offsets_every
+                    self.offsets.persist()
+                    self.delay.persist()
+                if now >= next_expiry:
+                    next_expiry = now + 10
+                    self.clients.expire()
+                    self.locks.expire()
+            except RocketQError as error:  # a full disk, for one, passes; the next round tries again
+                log.error("periodic work failed, the next round tries again: %s", error)
+
+
+class _Vip:
+    """The broker as its second port shows it."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def handle(self, connection: Connection, request: Command) -> Reply | Awaitable[Reply]:
+        if request.code in NOT_ON_VIP:
+            return unsupported(request)
+        return self._broker.handle(connection, request)
+
+    def end_batch(self, connection: Connection) -> None:
+        self._broker.end_batch(connection)
+
+    def connection_lost(self, connection: Connection) -> None:
+        self._broker.connection_lost(connection)
+
+
+def unsupported(request: Command) -> bytes:
+    """The answer to a code that nobody serves."""
+    remark = f" request type {request.code} not supported"
+    return encode_response(request, ResponseCode.REQUEST_CODE_NOT_SUPPORTED, remark)
+
+
+async def _packed_address(host: str, port: int) -> bytes:
+    """The address as records and message ids carry it. Raises ConfigError when `host` has none."""
+    try:
+        return pack_host(host, port)
+    except ValueError:
+        pass  # a name
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"brokerIP1={host} cannot be resolved: {error}") from None
+    return pack_host(found[0][4][0], port)
