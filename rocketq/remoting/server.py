@@ -1,0 +1,172 @@
+"""Listens, and gives every connection to a service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import cast
+
+from rocketq.remoting.codes import MAX_FRAME
+from rocketq.remoting.connection import (
+    Buffer as Buffer,
+)
+from rocketq.remoting.connection import (
+    Connection as Connection,
+)
+from rocketq.remoting.connection import (
+    Counters,
+)
+from rocketq.remoting.connection import (
+    Handler as Handler,
+)
+from rocketq.remoting.connection import (
+    Reply as Reply,
+)
+from rocketq.remoting.connection import (
+    Service as Service,
+)
+from rocketq.remoting.session import MAX_IN_FLIGHT, Session
+from rocketq.remoting.tls import HANDSHAKE, TlsConfig, TlsTransport
+
+log = logging.getLogger("rocketq.remoting")
+
+BACKLOG = 1024
+#: Seconds that :meth:`Server.stop` gives the peers to read the last answers.
+STOP_GRACE = 1.0
+
+
+class Server:
+    """Serves `service` on one port; 0 takes a free one, which :attr:`port` tells after :meth:`start`.
+
+    `idle_timeout` in seconds: connections on which nothing happens for so long are closed. `max_frame` in bytes.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: TlsConfig | None = None,
+        idle_timeout: float = 120.0,
+        max_frame: int = MAX_FRAME,
+    ) -> None:
+        self._service = service
+        self._host = host
+        self.port = port
+        self._tls = tls if tls is not None and tls.mode != "disabled" else None
+        self._idle_timeout = idle_timeout
+        self._max_frame = max_frame
+        self._listener: asyncio.Server | None = None
+        self.connections: set[Connection] = set()
+        self.counters = Counters()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the port is taken, ConfigError for unusable TLS files."""
+        loop = asyncio.get_running_loop()
+        context = self._tls.server_context() if self._tls is not None else None
+
+        def accept() -> asyncio.Protocol:
+            connection = self._connection(loop)
+            if context is None:
+                return connection
+            return _FirstByte(connection, context, self._tls is not None and self._tls.mode == "enforcing")
+
+        self._listener = await loop.create_server(
+            accept, self._host, self.port, backlog=BACKLOG, reuse_address=True
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and close all connections; peers have a second to read their last answers."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        connections = list(self.connections)
+        for connection in connections:
+            connection.close()
+        gone = [asyncio.ensure_future(connection.wait_closed()) for connection in connections]
+        if gone:
+            _, waiting = await asyncio.wait(gone, timeout=STOP_GRACE)
+            if waiting:
+                for connection in connections:
+                    connection.abort()
+                await asyncio.wait(waiting)
+
+    def _connection(self, loop: asyncio.AbstractEventLoop) -> _ServerConnection:
+        session = Session(loop.time, max_in_flight=MAX_IN_FLIGHT, max_frame=self._max_frame)
+        return _ServerConnection(self, loop, session)
+
+
+class _ServerConnection(Connection):
+    """A connection that its server knows of while it lasts."""
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+        super().__init__(
+            server._service,
+            loop,
+            session,
+            server.counters,
+            idle_timeout=server._idle_timeout,
+            throttle=True,
+        )
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        super().connection_lost(exc)
+
+
+class _FirstByte(asyncio.Protocol):
+    """Decides by the first byte whether a connection speaks TLS, then steps aside, or does the TLS."""
+
+    def __init__(self, connection: _ServerConnection, context: ssl.SSLContext, enforcing: bool) -> None:
+        self._connection = connection
+        self._context = context
+        self._enforcing = enforcing
+        self._raw = cast(asyncio.Transport, None)  # until connection_made
+        self._tls: TlsTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast(asyncio.Transport, transport)
+        self._connection.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._tls is None:
+            if data[0] != HANDSHAKE:
+                if self._enforcing:
+                    self._refuse("it does not speak TLS")
+                else:
+                    self._raw.set_protocol(self._connection)
+                    self._connection.data_received(data)
+                return
+            self._tls = TlsTransport(self._raw, self._context)
+            self._connection.move_to(self._tls)
+        try:
+            plain = self._tls.feed(data)
+        except ssl.SSLError as error:
+            self._refuse(f"TLS failed: {error}")
+            return
+        if plain:
+            self._connection.data_received(plain)
+
+    def _refuse(self, reason: str) -> None:
+        self._connection.counters.protocol_errors += 1
+        log.info("closing the connection to %s: %s", self._connection.peer, reason)
+        self._connection.abort()
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
