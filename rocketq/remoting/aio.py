@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from rocketq.errors import ConnectFailed
 from rocketq.remoting.codes import JSON, ResponseCode
@@ -20,22 +20,34 @@ CLOSE_GRACE = 1.0
 
 
 class _Peer:
-    """What is known of an address."""
+    """An address: its connection, and what that reports to."""
 
-    __slots__ = ("backoff", "connecting", "connection")
+    __slots__ = ("_on_connection_lost", "address", "backoff", "connecting", "connection", "handle")
 
-    def __init__(self) -> None:
+    def __init__(
+        self, address: str, on_request: Handler | None, on_connection_lost: Callable[[str], None] | None
+    ) -> None:
+        self.address = address
         self.connection: Connection | None = None
         self.connecting: asyncio.Task[Connection] | None = None
         self.backoff = Backoff()
+        self.handle = on_request or _not_supported
+        self._on_connection_lost = on_connection_lost
+
+    def end_batch(self, connection: Connection) -> None:
+        pass
+
+    def connection_lost(self, connection: Connection) -> None:
+        if self._on_connection_lost is not None:
+            self._on_connection_lost(self.address)
 
 
 class AsyncClient:
     """Talks to many addresses (``host:port``). Use it on one event loop only.
 
     `on_request` answers what servers ask of the client (codes 39, 40, 220, 221, 307, 309, 326); without it they are
-    told that the code is not supported. `on_connection_lost` is called with each connection that ended. All times
-    are in seconds; `serialize_type` is the header encoding of our requests (JSON or BINARY).
+    told that the code is not supported. `on_connection_lost` is called with the address of each connection that
+    ended. All times are in seconds; `serialize_type` is the header encoding of our requests (JSON or BINARY).
     """
 
     def __init__(
@@ -47,9 +59,10 @@ class AsyncClient:
         idle_timeout: float = 120.0,
         serialize_type: int = JSON,
         max_in_flight: int = MAX_IN_FLIGHT,
-        on_connection_lost: Callable[[Connection], None] | None = None,
+        on_connection_lost: Callable[[str], None] | None = None,
     ) -> None:
-        self._service = _ClientService(on_request, on_connection_lost)
+        self._on_request = on_request
+        self._on_connection_lost = on_connection_lost
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
@@ -120,7 +133,7 @@ class AsyncClient:
         peer = self._peers.get(address)
         if peer is None:
             split_address(address)
-            peer = self._peers[address] = _Peer()
+            peer = self._peers[address] = _Peer(address, self._on_request, self._on_connection_lost)
         if peer.connection is not None and not peer.connection.closed:
             return peer.connection
         if self._closed:
@@ -129,7 +142,7 @@ class AsyncClient:
             remaining = peer.backoff.remaining(asyncio.get_running_loop().time())
             if remaining:
                 raise ConnectFailed(f"{peer.backoff.reason} (next attempt in {remaining:.1f} s)")
-            peer.connecting = asyncio.create_task(self._open(address, peer))
+            peer.connecting = asyncio.create_task(self._open(peer))
             peer.connecting.add_done_callback(_retrieve)
         attempt = peer.connecting
         await asyncio.wait({attempt}, timeout=timeout)
@@ -163,15 +176,14 @@ class AsyncClient:
                 await asyncio.wait(waiting)
         self._peers.clear()
 
-    async def _open(self, address: str, peer: _Peer) -> Connection:
+    async def _open(self, peer: _Peer) -> Connection:
         loop = asyncio.get_running_loop()
+        address = peer.address
         host, port = split_address(address)
 
         def protocol() -> Connection:
             session = Session(loop.time, max_in_flight=self._max_in_flight, serialize_type=self._serialize_type)
-            return Connection(
-                self._service, loop, session, self.counters, idle_timeout=self._idle_timeout, throttle=False
-            )
+            return Connection(peer, loop, session, self.counters, idle_timeout=self._idle_timeout, throttle=False)
 
         attempt = loop.create_connection(
             protocol, host, port, ssl=self._tls, server_hostname=host if self._tls is not None else None
@@ -197,25 +209,6 @@ def _retrieve(attempt: asyncio.Task[Connection]) -> None:
     """Its failure may find nobody waiting any more, which is no reason for a warning."""
     if not attempt.cancelled():
         attempt.exception()
-
-
-class _ClientService:
-    """What a client's connections report to."""
-
-    def __init__(
-        self, on_request: Handler | None, on_connection_lost: Callable[[Connection], None] | None
-    ) -> None:
-        self.handle = on_request or _not_supported
-        self._on_connection_lost = on_connection_lost
-
-    handle: Callable[[Connection, Command], Reply | Awaitable[Reply]]
-
-    def end_batch(self, connection: Connection) -> None:
-        pass
-
-    def connection_lost(self, connection: Connection) -> None:
-        if self._on_connection_lost is not None:
-            self._on_connection_lost(connection)
 
 
 def _not_supported(connection: Connection, request: Command) -> Reply:

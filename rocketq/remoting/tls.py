@@ -34,10 +34,10 @@ class TlsConfig:
     """
 
     mode: str = "permissive"
-    cert: str = ""
-    key: str = ""
-    key_password: str = ""
-    ca: str = ""
+    cert: str | None = None
+    key: str | None = None
+    key_password: str | None = None
+    ca: str | None = None
     need_client_auth: str = "none"
     verify_server: bool = False
     check_hostname: bool = False
@@ -74,7 +74,7 @@ class TlsConfig:
         try:
             if self.cert:
                 # without a callback a protected key would ask on the terminal
-                context.load_cert_chain(self.cert, self.key or None, lambda: self.key_password)
+                context.load_cert_chain(self.cert, self.key or None, lambda: self.key_password or "")
             if self.ca:
                 context.load_verify_locations(self.ca)
         except (OSError, ValueError) as error:
