@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import pytest
 from apache import Apache, PeerMissing
+from ours import Rocketq
 from peer import Peer, go_peer, java_peer, rocketq_peer
-from server import Rocketq
 from wire import Server
 
 CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]

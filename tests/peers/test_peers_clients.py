@@ -6,20 +6,20 @@ The pairs of a foreign client with Apache's own server test the tests; the other
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from conftest import CLIENTS
-from peer import Consumption, Peer
-from wire import Server, create_topic, extent, members, stored_record, wait_until
+from peer import Peer
+from scenarios import Message, bodies, by_queue, plain, settled
+from wire import Server, create_topic, extent, stored_record, wait_until
 
 from rocketq.record import COMPRESSED
 
 pytestmark = pytest.mark.peer
 
-Message = dict[str, Any]
 GetClient = Callable[[str], Peer]
 JAVA = ["java-4.9.8", "java-5.4.0"]
 
@@ -27,21 +27,6 @@ JAVA = ["java-4.9.8", "java-5.4.0"]
 @pytest.fixture(params=CLIENTS)
 def peer(request: pytest.FixtureRequest, client: GetClient) -> Peer:
     return client(request.param)
-
-
-def bodies(count: int, prefix: str = "m") -> list[bytes]:
-    return [f"{prefix}-{number:04d}".encode() for number in range(count)]
-
-
-def plain(count: int, prefix: str = "m", **fields: object) -> list[Message]:
-    return [{"body": body, **fields} for body in bodies(count, prefix)]
-
-
-def by_queue(messages: list[Message]) -> dict[int, list[Message]]:
-    queues: dict[int, list[Message]] = defaultdict(list)
-    for message in messages:
-        queues[message["queue"]].append(message)
-    return queues
 
 
 def assert_sent(results: list[Message], count: int) -> None:
@@ -213,27 +198,6 @@ def test_two_members_share_the_queues(server: Server, peer: Peer, name: str) -> 
     parts = [[m for m in consumer.stop() if m["body"].startswith(b"m-")] for consumer in both]
     assert sorted(message["body"] for part in parts for message in part) == bodies(100)
     assert [{message["queue"] for message in part} for part in parts] == queues
-
-
-def settled(server: Server, sender: Peer, topic: str, consumers: list[Consumption]) -> list[set[int]]:
-    """Sends probes until each of the four queues belongs to one member, and gives each one's queues."""
-    wait_until(lambda: len(members(server, consumers[0].group)) == len(consumers), "all members are known", 60)
-    for attempt in range(60):
-        probes = plain(12, f"probe-{attempt}")
-        sender.send(server, topic, probes)
-        wanted = {message["body"] for message in probes}
-
-        def arrived(wanted: set[bytes] = wanted) -> bool:
-            return wanted <= {body for consumer in consumers for body in consumer.bodies()}
-
-        wait_until(arrived, "the probes", 60)
-        seen = [
-            {message["queue"] for message in list(consumer.messages) if message["body"] in wanted}
-            for consumer in consumers
-        ]
-        if all(seen) and Counter(queue for own in seen for queue in own) == Counter(range(4)):
-            return seen
-    raise AssertionError(f"the members did not agree: {seen}")
 
 
 def test_a_pull_consumer_takes_its_share_and_commits(server: Server, peer: Peer, name: str) -> None:

@@ -20,14 +20,14 @@ class Server(Protocol):
     broker: str
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0, interval: float = 0.02) -> Any:
     """Polls until `condition` gives something true, and gives that."""
     deadline = time.monotonic() + timeout
     while True:
         if result := condition():
             return result
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.02)
+        time.sleep(interval)
 
 
 def call(address: str, code: int, ext: dict[str, str] | None = None, body: bytes = b"") -> Command:

@@ -1,0 +1,54 @@
+"""Our own server as a process, in the shape that `apache.Apache` has too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from servers import ServerProcess
+
+
+class Rocketq:
+    """`rocketq server` on free ports of loopback, with the given `broker.conf` properties."""
+
+    kind = "rocketq"
+
+    def __init__(
+        self, directory: Path, *, store: Path | None = None, config: dict[str, object] | None = None
+    ) -> None:
+        self.directory = directory
+        self.store = store or directory / "store"
+        self.namesrv = self.broker = ""
+        self._config = {"brokerName": "broker-a", **(config or {})}
+        self._process: ServerProcess | None = None
+
+    def start(self) -> Rocketq:
+        """Returns when the server has printed its ready line."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "broker.conf"
+        config.write_text("".join(f"{key}={value}\n" for key, value in self._config.items()))
+        arguments = (
+            "server",
+            "--data",
+            self.store,
+            "--config",
+            config,
+            "--namesrv-port",
+            "0",
+            "--broker-port",
+            "0",
+        )
+        self._process = ServerProcess(*arguments)
+        self.namesrv, self.broker = self._process.namesrv, self._process.broker
+        return self
+
+    def stop(self) -> None:
+        """SIGTERM, which must end it well."""
+        if self._process:
+            code, errors = self._process.stop(), "".join(self._process.errors)
+            self._process = None
+            assert code == 0, f"rocketq server ended with {code}:\n{errors[-3000:]}"
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process = None
