@@ -9,22 +9,33 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from rocketq import properties as names
 from rocketq.errors import InvalidMessage
 from rocketq.properties import decode_properties
 from rocketq.record import (
+    BORN_HOST_V6,
     COMPRESSED,
     COMPRESSION_MASK,
     LZ4,
+    MAGIC_V1,
+    MAGIC_V2,
+    PHYSICAL_OFFSET_AT,
+    STORE_HOST_V6,
+    SYS_FLAG_AT,
     ZSTD,
     CorruptRecord,
     Record,
     decode_record,
-    split_records,
+    encode_record,
     unpack_host,
 )
+
+_INT = struct.Struct(">i")
+_LONG = struct.Struct(">q")
+_RECORD_START = struct.Struct(">iI12xq")
 
 
 class MessageQueue(NamedTuple):
@@ -112,43 +123,118 @@ class Message:
 class ReceivedMessage:
     """A message as a consumer gets it; parts are decoded when they are looked at.
 
-    `topic` is the topic it was sent to, also for a retry (then `stored_topic` is `%RETRY%group`).
+    `topic` is the topic it was sent to, also for a retry (then `stored_topic` is `%RETRY%group`). Bytes that are
+    not a record show when a part is read, as CorruptRecord. It keeps the whole answer that it came in alive.
     """
 
-    __slots__ = ("_body", "_properties", "broker_name", "record")
+    __slots__ = (
+        "_body",
+        "_data",
+        "_properties",
+        "_spans",
+        "_start",
+        "broker_name",
+        "local_retries",
+        "queue_offset",
+        "size",
+    )
 
     def __init__(self, record: Record, broker_name: str = "") -> None:
-        self.record = record
+        data = encode_record(
+            record.queue_id,
+            record.queue_offset,
+            record.physical_offset,
+            record.topic.encode(),
+            record.body,
+            record.properties.encode(),
+            record.flag,
+            record.sys_flag,
+            record.born_timestamp,
+            record.born_host,
+            record.store_timestamp,
+            record.store_host,
+            record.reconsume_times,
+            record.prepared_transaction_offset,
+        )
+        self._set(data, 0, len(data), record.queue_offset, broker_name)
+
+    def _set(self, data: bytes, start: int, size: int, queue_offset: int, broker_name: str) -> None:
+        self._data = data
+        self._start = start
+        self.size = size
+        self.queue_offset = queue_offset
         self.broker_name = broker_name
+        #: Deliveries that failed in this process without a way over the broker (ordered consumers).
+        self.local_retries = 0
+        self._spans: tuple[int, int, int, int, int] | None = None
         self._body: bytes | None = None
         self._properties: dict[str, str] | None = None
 
     def __repr__(self) -> str:
-        r = self.record
-        return f"<ReceivedMessage {self.topic}/{r.queue_id}@{r.queue_offset} id={self.message_id}>"
+        return f"<ReceivedMessage {self.topic}/{self.queue_id}@{self.queue_offset} id={self.message_id}>"
+
+    def _locate(self) -> tuple[int, int, int, int, int]:
+        """Start and end of body, start and end of topic, start of properties."""
+        data, end = self._data, self._start + self.size
+        flags = data[self._start + SYS_FLAG_AT + 3]
+        at = self._start + 88
+        if flags & (BORN_HOST_V6 | STORE_HOST_V6):
+            at += 12 * (bool(flags & BORN_HOST_V6) + bool(flags & STORE_HOST_V6))
+        body_end = at + int.from_bytes(data[at - 4 : at], "big", signed=True)
+        if not at <= body_end < end - 3:
+            raise CorruptRecord(f"body of {body_end - at} bytes does not fit its record of {self.size}")
+        topic = body_end + 1
+        topic_end = topic + data[body_end]
+        if data[self._start + 7] == MAGIC_V2 & 0xFF:
+            topic += 1
+            topic_end = topic + int.from_bytes(data[body_end:topic], "big")
+        properties = topic_end + 2
+        if properties + int.from_bytes(data[topic_end:properties], "big", signed=True) != end:
+            raise CorruptRecord(f"the parts of a record do not add up to its size of {self.size}")
+        self._spans = spans = (at, body_end, topic, topic_end, properties)
+        return spans
+
+    @property
+    def record(self) -> Record:
+        """Everything, decoded anew at each call. Raises CorruptRecord."""
+        return decode_record(self._data, self._start)
 
     @property
     def properties(self) -> dict[str, str]:
         if self._properties is None:
-            self._properties = decode_properties(self.record.properties)
+            start = (self._spans or self._locate())[4]
+            try:
+                text = self._data[start : self._start + self.size].decode()
+            except UnicodeDecodeError as error:
+                raise CorruptRecord(f"properties are not UTF-8: {error}") from None
+            self._properties = decode_properties(text)
         return self._properties
 
     @property
     def body(self) -> bytes:
         """The body, decompressed. Raises CorruptRecord when it cannot be."""
         if self._body is None:
-            self._body = decompress(self.record.body, self.record.sys_flag)
+            start, end, *_ = self._spans or self._locate()
+            self._body = decompress(self._data[start:end], self.sys_flag)
         return self._body
 
     @property
+    def stored_body(self) -> bytes:
+        """The body as it is stored, perhaps compressed (see `sys_flag`)."""
+        start, end, *_ = self._spans or self._locate()
+        return self._data[start:end]
+
+    @property
     def topic(self) -> str:
-        if self.record.topic.startswith("%RETRY%"):
-            return self.properties.get(names.RETRY_TOPIC, self.record.topic)
-        return self.record.topic
+        stored = self.stored_topic
+        if stored.startswith("%RETRY%"):
+            return self.properties.get(names.RETRY_TOPIC, stored)
+        return stored
 
     @property
     def stored_topic(self) -> str:
-        return self.record.topic
+        _, _, start, end, _ = self._spans or self._locate()
+        return _topic_name(self._data[start:end])
 
     @property
     def tag(self) -> str | None:
@@ -169,38 +255,45 @@ class ReceivedMessage:
 
     @property
     def offset_message_id(self) -> str:
-        return offset_message_id(self.record.store_host, self.record.physical_offset)
+        return offset_message_id(self.record.store_host, self.physical_offset)
 
     @property
     def queue(self) -> MessageQueue:
-        return MessageQueue(self.record.topic, self.broker_name, self.record.queue_id)
+        return MessageQueue(self.stored_topic, self.broker_name, self.queue_id)
 
     @property
     def queue_id(self) -> int:
-        return self.record.queue_id
+        return _INT.unpack_from(self._data, self._start + 12)[0]  # type: ignore[no-any-return]
 
     @property
-    def queue_offset(self) -> int:
-        return self.record.queue_offset
+    def flag(self) -> int:
+        """The producer's own number; the broker does not look at it."""
+        return _INT.unpack_from(self._data, self._start + 16)[0]  # type: ignore[no-any-return]
+
+    @property
+    def sys_flag(self) -> int:
+        return _INT.unpack_from(self._data, self._start + SYS_FLAG_AT)[0]  # type: ignore[no-any-return]
 
     @property
     def physical_offset(self) -> int:
-        return self.record.physical_offset
+        return _LONG.unpack_from(self._data, self._start + PHYSICAL_OFFSET_AT)[0]  # type: ignore[no-any-return]
 
     @property
     def reconsume_times(self) -> int:
         """How often it was delivered and failed before; 0 on the first delivery."""
-        return self.record.reconsume_times
+        before_body = (self._spans or self._locate())[0]
+        return _INT.unpack_from(self._data, before_body - 16)[0] + self.local_retries  # type: ignore[no-any-return]
 
     @property
     def born_timestamp(self) -> int:
         """When the producer made it, ms since the epoch."""
-        return self.record.born_timestamp
+        return _LONG.unpack_from(self._data, self._start + 40)[0]  # type: ignore[no-any-return]
 
     @property
     def store_timestamp(self) -> int:
         """When the broker stored it, ms since the epoch."""
-        return self.record.store_timestamp
+        at = self._start + (68 if self.sys_flag & BORN_HOST_V6 else 56)
+        return _LONG.unpack_from(self._data, at)[0]  # type: ignore[no-any-return]
 
     @property
     def born_host(self) -> tuple[str, int]:
@@ -211,9 +304,35 @@ class ReceivedMessage:
         return unpack_host(self.record.store_host)
 
 
+@lru_cache(maxsize=1024)
+def _topic_name(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptRecord(f"a topic is not UTF-8: {error}") from None
+
+
 def decode_messages(data: bytes | memoryview, broker_name: str = "") -> list[ReceivedMessage]:
-    """The messages of a pull's body. Raises CorruptRecord."""
-    return [ReceivedMessage(decode_record(data, start), broker_name) for start, _ in split_records(data)]
+    """The messages of a pull's body. Raises CorruptRecord where the sizes do not fit or no record begins."""
+    if isinstance(data, memoryview):
+        data = bytes(data)
+    messages: list[ReceivedMessage] = []
+    offset, end = 0, len(data)
+    unpack = _RECORD_START.unpack_from
+    new = ReceivedMessage.__new__
+    while offset < end:
+        if end - offset < 28:
+            raise CorruptRecord(f"{end - offset} bytes left over after the last record")
+        size, magic, queue_offset = unpack(data, offset)
+        if size < 91 or offset + size > end:
+            raise CorruptRecord(f"record size {size} does not fit the {end - offset} bytes that are left")
+        if magic != MAGIC_V1 and magic != MAGIC_V2:
+            raise CorruptRecord(f"magic {magic:#010x} is not that of a record")
+        message = new(ReceivedMessage)
+        message._set(data, offset, size, queue_offset, broker_name)
+        messages.append(message)
+        offset += size
+    return messages
 
 
 def decompress(body: bytes, sys_flag: int) -> bytes:
@@ -256,6 +375,11 @@ def _local_address() -> bytes:
             return socket.inet_aton(probe.getsockname()[0])
         except OSError:
             return socket.inet_aton("127.0.0.1")
+
+
+def local_address() -> str:
+    """The IPv4 address that this host uses to reach others, 127.0.0.1 without a network."""
+    return socket.inet_ntoa(_local_address())
 
 
 class UniqueIds:

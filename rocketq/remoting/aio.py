@@ -157,6 +157,12 @@ class AsyncClient:
         peer = self._peers.get(address)
         return peer is not None and peer.connection is not None and not peer.connection.closed
 
+    def connected(self, address: str) -> Connection | None:
+        """The connection to `address` when there is one."""
+        peer = self._peers.get(address)
+        connection = peer.connection if peer is not None else None
+        return None if connection is None or connection.closed else connection
+
     async def close(self) -> None:
         """Close all connections; requests that wait for an answer end with ConnectionLost."""
         self._closed = True

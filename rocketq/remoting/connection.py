@@ -50,6 +50,16 @@ class Service(Protocol):
         """Called once when the connection is gone."""
 
 
+class Waiter(Protocol):
+    """Who waits for an answer: a future, or anything that behaves like one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Command, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
 #: A request handler by itself, as services keep them in tables by code.
 Handler = Callable[["Connection", Command], Reply | Awaitable[Reply]]
 
@@ -182,6 +192,27 @@ class Connection(asyncio.Protocol):
         if session.next_deadline < self._timer_at:
             self._arm(session.next_deadline)
         return future
+
+    def submit_encoded(
+        self, code: int, encode: Callable[[int], list[Buffer]], timeout: float, context: Waiter
+    ) -> None:
+        """Send a request whose frame `encode` makes from its number; `context` is told what becomes of it.
+
+        For callers that keep encoded parts and need no future a request. Raises as :meth:`submit`.
+        """
+        if self.closed:
+            raise ConnectionLost(f"the connection to {self.peer} is closed")
+        if self._write_paused:
+            self._check_unsent()
+        session = self.session
+        opaque = session.register(code, timeout, context)
+        try:
+            self.write(encode(opaque))
+        except BaseException:
+            session.forget(opaque)
+            raise
+        if session.next_deadline < self._timer_at:
+            self._arm(session.next_deadline)
 
     async def call(
         self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"", timeout: float = 3.0

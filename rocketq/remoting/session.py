@@ -81,16 +81,24 @@ class Session:
 
         Raises TooManyInFlight.
         """
+        opaque = self.register(code, timeout, context)
+        try:
+            return opaque, encode_request(code, opaque, header, body, serialize_type=self.serialize_type)
+        except BaseException:
+            self.forget(opaque)
+            raise
+
+    def register(self, code: int, timeout: float, context: Any) -> int:
+        """Number of a new request whose frame the caller encodes itself. Raises TooManyInFlight."""
         pending = self.pending
         if len(pending) >= self._max_in_flight:
             raise TooManyInFlight(f"{len(pending)} requests wait for their answers, which is the limit")
         opaque = self._next_opaque()
         deadline = self._clock() + timeout
-        frame = encode_request(code, opaque, header, body, serialize_type=self.serialize_type)
         pending[opaque] = Pending(deadline, context, code, timeout)
         if deadline < self.next_deadline:
             self.next_deadline = deadline
-        return opaque, frame
+        return opaque
 
     def oneway(self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"") -> bytes:
         """The frame of a request that gets no answer."""
