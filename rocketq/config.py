@@ -111,12 +111,6 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 @dataclass(kw_only=True)
 class Config:
     """What every daemon has: where it listens, and TLS."""
@@ -169,10 +163,17 @@ class Config:
             )
         return found
 
+    @staticmethod
+    def text(value: object) -> str:
+        """A value as it stands in a file."""
+        if value is None:
+            return ""
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
     def as_properties(self) -> dict[str, str]:
         """Every setting under its file key, as text, sorted by key. Secrets are left out."""
         values = {
-            option.key: _text(getattr(self, option.name))
+            option.key: self.text(getattr(self, option.name))
             for option in self.options()
             if "password" not in option.name
         }
@@ -191,8 +192,10 @@ class Config:
         return TlsConfig(
             mode=self.tls_server_mode,
             cert=self.tls_server_cert_path,
-            key=self.tls_server_key_path,
-            ca=self.tls_server_trust_cert_path,
+            key=self.tls_server_key_path or "",
+            key_password=self.tls_server_key_password or "",
+            ca=self.tls_server_trust_cert_path or "",
+            need_client_auth=self.tls_server_need_client_auth,
         )
 
 
@@ -302,7 +305,6 @@ class BrokerConfig(Config):
         low=1,
     )
     default_query_max_num: int = _option(32, "At most this many messages for a query by unique id.", low=1)
-    enable_property_filter: bool = _option(False, "Accept consumers that filter by SQL92 expressions.")
     message_delay_level: str = _option(
         "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h", "The delay levels 1, 2, …; units s m h d."
     )

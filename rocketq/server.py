@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -26,6 +27,7 @@ log = logging.getLogger("rocketq.server")
 RESTART = (1.0, 30.0)
 #: a broker process that ran for this long starts again with the shortest pause
 HEALTHY = 60.0
+_CANNOT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 #: s that a broker process has for its graceful stop
 STOP = 30.0
 
@@ -33,7 +35,9 @@ STOP = 30.0
 class Part(Protocol):
     """Something that serves until it is stopped."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Serve. When it raises, nothing is left running."""
+        ...
 
     async def stop(self) -> None: ...
 
@@ -114,6 +118,7 @@ class BrokerProcesses:
         results = await asyncio.gather(*(self._spawn(i) for i in range(len(self._names))), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
+                await self.stop()
                 raise result
         self._tasks = [asyncio.create_task(self._supervise(i)) for i in range(len(self._names))]
 
@@ -189,7 +194,9 @@ class _Listening:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise RocketQError(f"cannot listen on {self._where}: {os.strerror(error.errno or 0)}") from error
+            if error.errno in _CANNOT_LISTEN:
+                raise RocketQError(f"cannot listen on {self._where}: {os.strerror(error.errno)}") from error
+            raise RocketQError(f"cannot serve on {self._where}: {error}") from error
 
 
 _listening = _Listening
@@ -218,8 +225,8 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
         for part in parts:
             if stopped.is_set():
                 return
-            running.append(part)
             await part.start()
+            running.append(part)
         words = " ".join(part.describe() for part in parts)
         print(f"rocketq {name} ready {words} pid={os.getpid()}", flush=True)  # noqa: T201
         await stopped.wait()

@@ -12,17 +12,20 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import BrokerError, RemotingError
 from rocketq.remoting import headers
-from rocketq.remoting.aio import AsyncClient
 from rocketq.remoting.bodies import RegisterBrokerBody, TopicConfig
 from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
+
+if TYPE_CHECKING:
+    from rocketq.broker.topics import Topics
+    from rocketq.remoting.aio import AsyncClient
 
 log = logging.getLogger("rocketq.broker")
 

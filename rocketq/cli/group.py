@@ -127,7 +127,9 @@ def progress(namesrv: str, as_json: bool, name: str, topic: str | None, cluster:
         return
     show(as_json, columns, rows)
     if not as_json:
-        click.echo(f"lag {sum(state.broker_offset - state.consumer_offset for state in table.values())} in {len(rows)} queues")
+        click.echo(
+            f"lag {sum(state.broker_offset - state.consumer_offset for state in table.values())} in {len(rows)} queues"
+        )
 
 
 @group.command()

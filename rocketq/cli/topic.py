@@ -160,4 +160,6 @@ def status(namesrv: str, as_json: bool, name: str) -> None:
     ]
     show(as_json, ["BROKER", "QUEUE", "MIN OFFSET", "MAX OFFSET", "MESSAGES", "LAST UPDATE"], rows)
     if not as_json:
-        click.echo(f"{sum(ends.max_offset - ends.min_offset for ends in table.values())} messages in {len(rows)} queues")
+        click.echo(
+            f"{sum(ends.max_offset - ends.min_offset for ends in table.values())} messages in {len(rows)} queues"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rocketq import javajson
 from rocketq.config import NamesrvConfig, parse_properties
@@ -22,7 +22,9 @@ from rocketq.remoting.bodies import (
 )
 from rocketq.remoting.codes import VERSION_STANDARD_JSON, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header, encode_response
-from rocketq.remoting.server import Connection
+
+if TYPE_CHECKING:
+    from rocketq.remoting.server import Connection
 
 log = logging.getLogger("rocketq.namesrv")
 

@@ -28,7 +28,10 @@ def test_a_registered_broker_is_in_the_routes_of_its_topics():
     assert table.register(0, broker()) == Master()
     table.register(0, broker("b", "h:2"))
     route = table.route("T")
-    assert {data.broker_name: data.broker_addrs for data in route.broker_datas} == {"a": {0: "h:1"}, "b": {0: "h:2"}}
+    assert {data.broker_name: data.broker_addrs for data in route.broker_datas} == {
+        "a": {0: "h:1"},
+        "b": {0: "h:2"},
+    }
     assert sorted(data.broker_name for data in route.queue_datas) == ["a", "b"]
     assert table.cluster_info().cluster_addr_table == {"C": ["a", "b"]}
     assert table.route("unknown") is None
