@@ -84,9 +84,8 @@ class AsyncClient:
 
         Raises ConnectFailed, ConnectionLost, RequestTimeout, TooManyInFlight.
         """
-        peer = self._peers.get(address)
-        connection = peer.connection if peer is not None else None
-        if connection is None or connection.closed:
+        connection = self.connected(address)
+        if connection is None:
             begun = asyncio.get_running_loop().time()
             connection = await self.connect(address, timeout)
             timeout -= asyncio.get_running_loop().time() - begun
@@ -105,9 +104,8 @@ class AsyncClient:
         All requests of one turn of the loop leave in one write. Raises ConnectFailed when there is no connection
         (see :meth:`connect`), TooManyInFlight when too many requests wait for answers or for the peer to read.
         """
-        peer = self._peers.get(address)
-        connection = peer.connection if peer is not None else None
-        if connection is None or connection.closed:
+        connection = self.connected(address)
+        if connection is None:
             raise ConnectFailed(f"not connected to {address}")
         return connection.submit(code, header, body, timeout)
 
@@ -154,8 +152,7 @@ class AsyncClient:
 
     def is_connected(self, address: str) -> bool:
         """True while there is a connection to `address`."""
-        peer = self._peers.get(address)
-        return peer is not None and peer.connection is not None and not peer.connection.closed
+        return self.connected(address) is not None
 
     def connected(self, address: str) -> Connection | None:
         """The connection to `address` when there is one."""
