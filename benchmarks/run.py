@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -64,9 +65,9 @@ class Run:
         servers: dict[str, Server] = {}
         try:
             for server_name in wanted:
-                server = self.start(server_name, **SETTINGS.get(name, {}))
-                if server:
-                    servers[server_name] = server
+                servers[server_name] = SERVERS[server_name](self.root, **SETTINGS.get(name, {}))
+                if not self.start(servers[server_name]):
+                    servers.pop(server_name).remove()
             for scenario in scenarios:
                 self.results.append(
                     (scenario, self.repeat(scenario, lambda s, n: self.on_running(s, servers.get(n))))
@@ -75,19 +76,18 @@ class Run:
             for server in servers.values():
                 server.remove()
 
-    def start(self, name: str, **settings: str) -> Server | None:
-        server = SERVERS[name](self.root, **settings)
+    def start(self, server: Server) -> bool:
+        """False when it is not installed here."""
         try:
             server.start()
         except PeerMissing as missing:
-            say(f"{name}: left out, {missing}")
-            server.remove()
-            self.names.remove(name)
-            return None
-        say(f"{name}: started in {server.start_seconds:.2f} s")
+            say(f"{server.name}: left out, {missing}")
+            self.names.remove(server.name)
+            return False
+        say(f"{server.name}: started in {server.start_seconds:.2f} s")
         if server.client == "rocketq":
             warm_up(server, self.scale.warm_up)
-        return server
+        return True
 
     def repeat(self, scenario: Scenario, once: Callable[[Scenario, str], Figures | None]) -> report.Rounds:
         rounds: report.Rounds = {}
@@ -189,6 +189,8 @@ def main() -> None:
     if not chosen:
         parser.error("--only matches no scenario: " + ", ".join(s.name for s in all_scenarios(scale)))
     loadgen.build()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers are ended, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rounds = options.rounds or (2 if options.quick else 5)
     run = Run(rivals, rounds, scale, options.data, options.busy, options.drop_caches)
     began = datetime.datetime.now()
