@@ -98,31 +98,29 @@ def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
 
 
 class Apache:
-    """One NameServer and one Broker of Apache RocketMQ on loopback, all they write under `directory`."""
+    """One NameServer and one Broker of Apache RocketMQ on loopback, all they write under `directory`.
+
+    With `namesrv` there is only the broker, which registers there.
+    """
 
     kind = "apache"
 
-    def __init__(self, directory: Path, *, store: Path | None = None, broker_name: str = "broker-a") -> None:
+    def __init__(self, directory: Path, *, store: Path | None = None, namesrv: str = "") -> None:
         self.directory = directory
         self.store = store or directory / "store"
-        self.broker_name = broker_name
-        self.namesrv = self.broker = ""
+        self.namesrv = namesrv
+        self.broker = ""
+        self._own_namesrv = not namesrv
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> Apache:
         """Returns when both serve and the broker is known to the NameServer."""
         libraries = jars("server", SERVER_VERSION)
         self.directory.mkdir(parents=True, exist_ok=True)
-        namesrv_port, broker_port = free_ports(), free_ports(-2, 1)
-        self.namesrv, self.broker = f"127.0.0.1:{namesrv_port}", f"127.0.0.1:{broker_port}"
-        self._java(
-            "NameServer",
-            libraries,
-            ["-Xms64m", "-Xmx128m"],
-            "org.apache.rocketmq.namesrv.NamesrvStartup",
-            {"listenPort": namesrv_port, "kvConfigPath": self.directory / "kvConfig.json"},
-        )
-        self._wait_for("NameServer", "boot success")
+        if self._own_namesrv:
+            self.start_namesrv()
+        broker_port = free_ports(-2, 1)
+        self.broker = f"127.0.0.1:{broker_port}"
         self._java(
             "Broker",
             libraries,
@@ -130,7 +128,7 @@ class Apache:
             "org.apache.rocketmq.broker.BrokerStartup",
             {
                 "brokerClusterName": "DefaultCluster",
-                "brokerName": self.broker_name,
+                "brokerName": "broker-a",
                 "brokerId": 0,
                 "brokerIP1": "127.0.0.1",
                 "listenPort": broker_port,
@@ -146,6 +144,21 @@ class Apache:
         self._wait_for("Broker", "boot success")
         wait_until(self._is_registered, "the route of TBW102", 60)
         return self
+
+    def start_namesrv(self) -> str:
+        """The NameServer alone; gives its address."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        port = free_ports()
+        self.namesrv = f"127.0.0.1:{port}"
+        self._java(
+            "NameServer",
+            jars("server", SERVER_VERSION),
+            ["-Xms64m", "-Xmx128m"],
+            "org.apache.rocketmq.namesrv.NamesrvStartup",
+            {"listenPort": port, "kvConfigPath": self.directory / "kvConfig.json"},
+        )
+        self._wait_for("NameServer", "boot success")
+        return self.namesrv
 
     def stop(self) -> None:
         """Ends both cleanly."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from apache import Apache, PeerMissing
+from apache import SERVER_VERSION, Apache, PeerMissing
 from ours import Rocketq
 from peer import Peer, go_peer, java_peer, rocketq_peer
 from wire import Server
@@ -63,6 +63,8 @@ def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
                     running[name] = go_peer(workshop / "clients")
                 elif name == "rocketq":
                     running[name] = rocketq_peer(workshop / "clients")
+                elif name == "mqadmin":
+                    running[name] = java_peer(SERVER_VERSION, workshop / "clients", "server")
                 else:
                     running[name] = java_peer(name.removeprefix("java-"), workshop / "clients")
             except PeerMissing as reason:

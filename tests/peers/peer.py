@@ -159,8 +159,9 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def java_peer(version: str, directory: Path) -> Peer:
-    libraries = jars("client", version)
+def java_peer(version: str, directory: Path, kind: str = "client") -> Peer:
+    """The Java client of that version; of kind "server" it has mqadmin as well."""
+    libraries = jars(kind, version)
     source = HERE / "java" / "Peer.java"
     classes = cache_directory() / f"classes-{version}-{zlib.crc32(source.read_bytes()):08x}"
     if not classes.is_dir():
@@ -177,7 +178,7 @@ def java_peer(version: str, directory: Path) -> Peer:
     }
     options = ["-Xms32m", "-Xmx256m", *JVM, *(f"-D{key}={value}" for key, value in settings.items())]
     command = [tool("java"), *options, "-cp", f"{classes}:{libraries}/*", "Peer"]
-    return Peer(f"java-{version}", command, directory)
+    return Peer(f"java-{kind}-{version}", command, directory)
 
 
 def go_peer(directory: Path) -> Peer:

@@ -2,6 +2,7 @@ import com.alibaba.fastjson.JSON;
 import com.alibaba.fastjson.JSONArray;
 import com.alibaba.fastjson.JSONObject;
 import java.io.BufferedReader;
+import java.io.ByteArrayOutputStream;
 import java.io.InputStreamReader;
 import java.io.PrintStream;
 import java.lang.reflect.Method;
@@ -83,6 +84,7 @@ public class Peer {
             case "pull": return pull(c);
             case "lite": return lite(c);
             case "poll": return poll(c);
+            case "mqadmin": return mqadmin(c);
             default: throw new IllegalArgumentException("unknown verb " + c.getString("do"));
         }
     }
@@ -343,5 +345,25 @@ public class Peer {
         } finally {
             consumer.shutdown();
         }
+    }
+
+    /** Runs mqadmin (only on the server's class path) and gives what it prints. */
+    static Object mqadmin(JSONObject c) throws Exception {
+        System.setProperty("rocketmq.namesrv.addr", c.getString("namesrv"));
+        Method main = null;
+        for (Method method : Class.forName("org.apache.rocketmq.tools.command.MQAdminStartup").getMethods()) {
+            if (method.getName().equals("main0")) {
+                main = method;
+            }
+        }
+        ByteArrayOutputStream printed = new ByteArrayOutputStream();
+        PrintStream before = System.out;
+        System.setOut(new PrintStream(printed, true, "UTF-8"));
+        try {
+            main.invoke(null, c.getObject("arguments", String[].class), null);
+        } finally {
+            System.setOut(before);
+        }
+        return printed.toString("UTF-8");
     }
 }

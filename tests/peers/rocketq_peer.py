@@ -1,0 +1,171 @@
+"""Our own client on a string: the same verbs and lines as `java/Peer.java` and `go/main.go`.
+
+python rocketq_peer.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rocketq import AsyncProducer, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
+from rocketq.client import ConsumeResult, RetryLater, SendResult, by_hash
+
+Object = dict[str, Any]
+_saying = threading.Lock()
+
+
+def say(line: Object) -> None:
+    with _saying:
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+def describe_result(result: SendResult) -> Object:
+    return {
+        "status": result.status,
+        "message_id": result.message_id,
+        "offset_message_id": result.offset_message_id,
+        "broker": result.queue.broker_name,
+        "queue": result.queue.queue_id,
+        "queue_offset": result.queue_offset,
+    }
+
+
+def describe(message: ReceivedMessage) -> Object:
+    return {
+        "topic": message.topic,
+        "message_id": message.message_id,
+        "body": base64.b64encode(message.body).decode(),
+        "tag": message.tag,
+        "keys": " ".join(message.keys),
+        "queue": message.queue_id,
+        "broker": message.broker_name,
+        "queue_offset": message.queue_offset,
+        "reconsume_times": message.reconsume_times,
+        "properties": message.properties,
+        "born": message.born_timestamp,
+        "stored": message.store_timestamp,
+        "sys_flag": message.record.sys_flag,
+        "physical_offset": message.physical_offset,
+    }
+
+
+def new_message(topic: str, fields: Object) -> Message:
+    return Message(
+        topic,
+        base64.b64decode(fields["body"]),
+        tag=fields.get("tag") or None,
+        keys=fields.get("keys", ""),
+        delay_level=fields.get("delay", 0),
+        properties=fields.get("properties"),
+    )
+
+
+class Peer:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.producers: dict[str, AsyncProducer] = {}
+        self.blocking: dict[str, Producer] = {}
+        self.consumers: dict[str, PushConsumer] = {}
+
+    async def producer(self, namesrv: str) -> AsyncProducer:
+        if namesrv not in self.producers:
+            self.producers[namesrv] = AsyncProducer("peer_producers", namesrv)
+            await self.producers[namesrv].start()
+        return self.producers[namesrv]
+
+    async def send(self, c: Object) -> list[Object]:
+        topic, how, namesrv = c["topic"], c["how"], c["namesrv"]
+        messages = [new_message(topic, fields) for fields in c["messages"]]
+        if how == "sync":
+            return await asyncio.to_thread(self.send_blocking, namesrv, messages, c["messages"])
+        producer = await self.producer(namesrv)
+        if how == "batch":
+            results = await producer.send_batch(messages, timeout=10)
+            joined = describe_result(results[0])
+            joined["message_id"] = ",".join(result.message_id for result in results)
+            joined["offset_message_id"] = ",".join(result.offset_message_id for result in results)
+            return [joined]
+        if how == "oneway":
+            for message in messages:
+                await producer.send_oneway(message)
+            return []
+        if how == "hash":
+            keys = [fields["hash"] for fields in c["messages"]]
+            return [
+                describe_result(await producer.send(message, selector=by_hash, key=key, timeout=10))
+                for message, key in zip(messages, keys, strict=True)
+            ]
+        sends = [producer.send(message, timeout=10) for message in messages]
+        return [describe_result(result) for result in await asyncio.gather(*sends)]
+
+    def send_blocking(self, namesrv: str, messages: list[Message], fields: list[Object]) -> list[Object]:
+        if namesrv not in self.blocking:
+            self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv)
+            self.blocking[namesrv].start()
+        results = []
+        for message, own in zip(messages, fields, strict=True):
+            queue = MessageQueue(message.topic, own["broker"], own["queue"]) if "queue" in own else None
+            results.append(describe_result(self.blocking[namesrv].send(message, queue=queue, timeout=10)))
+        return results
+
+    async def consume(self, c: Object) -> bool:
+        name, failures, orderly = c["name"], c.get("fail", 0), c.get("orderly", False)
+
+        async def handle(messages: Sequence[ReceivedMessage]) -> ConsumeResult | RetryLater:
+            for message in messages:
+                now = int(time.time() * 1000)
+                say({**describe(message), "event": "message", "consumer": name, "now": now})
+            if all(message.reconsume_times >= failures for message in messages):
+                return ConsumeResult.SUCCESS
+            return ConsumeResult.SUSPEND if orderly else RetryLater(1)
+
+        consumer = PushConsumer(
+            c["group"],
+            c["namesrv"],
+            handler=handle,
+            model="BROADCASTING" if c.get("broadcast") else "CLUSTERING",
+            from_where="LAST" if c.get("last") else "FIRST",
+            ordered=orderly,
+        )
+        consumer.subscribe(c["topic"], c.get("expression", "*"))
+        await consumer.start()
+        self.consumers[name] = consumer
+        return True
+
+    async def stop(self, c: Object) -> bool:
+        await self.consumers.pop(c["name"]).close()
+        return True
+
+    async def run(self, c: Object) -> Any:
+        verbs = {"send": self.send, "consume": self.consume, "stop": self.stop}
+        return await verbs[c["do"]](c)
+
+
+async def main(directory: Path) -> None:
+    peer = Peer(directory)
+    say({"event": "ready"})
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        command = json.loads(line)
+        try:
+            say({"id": command["id"], "result": await peer.run(command)})
+        except Exception as error:  # the tests read it in the answer
+            say({"id": command["id"], "error": f"{type(error).__name__}: {error}"})
+    for consumer in peer.consumers.values():
+        await consumer.close()
+    for producer in peer.producers.values():
+        await producer.close()
+    for blocking in peer.blocking.values():
+        blocking.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))
