@@ -8,11 +8,13 @@ into a typed record (:meth:`Command.header`).
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import astuple
 
 from rocketq.errors import HeaderError, ProtocolError
 from rocketq.remoting.codes import BINARY, FLAG_ONEWAY, FLAG_RESPONSE, JSON, MAX_FRAME, VERSION, Language
@@ -33,8 +35,7 @@ class Header(msgspec.Struct, kw_only=True, gc=False, omit_defaults=False):
     def to_ext(self) -> dict[str, str]:
         """The record as ``extFields``: every value a string, absent values left out."""
         ext: dict[str, str] = {}
-        for name, wire in zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True):
-            value = getattr(self, name)
+        for wire, value in zip(self.__struct_encode_fields__, astuple(self)):  # noqa: B905 - equally long by nature
             if value is None:
                 continue
             if value is True:
@@ -347,7 +348,9 @@ def _binary_ext(code: int, header: bytes, offset: int, end: int) -> dict[str, st
         offset += 4 + length
         if length:
             ext[name] = value
-    whole = offset == end and len(ext) == len(places)  # no name twice, no value empty
+    if offset != end:
+        raise ProtocolError("binary header: an entry of extFields exceeds them")
+    whole = len(ext) == len(places)  # no name twice, no value empty
     if ext and whole and end - begin <= _MAX_LAYOUT_LENGTH and (code, end - begin) not in _layouts:
         if len(_layouts) >= _MAX_LAYOUTS:
             _layouts.clear()
@@ -359,43 +362,73 @@ def _binary_ext(code: int, header: bytes, offset: int, end: int) -> dict[str, st
 def encode(command: Command) -> bytes:
     """The frame of a command, in the header encoding that its ``serialize_type`` names."""
     ext = command.ext if command.has_ext else None
-    if command.serialize_type == BINARY:
-        header = _binary_header(command, ext)
-    else:
-        header = _json_header(command, ext)
-    body = command.body
-    return _FRAME.pack(4 + len(header) + len(body), command.serialize_type << 24 | len(header)) + header + body
+    make = _binary_header if command.serialize_type == BINARY else _json_header
+    header = make(
+        command.code, command.opaque, command.flag, ext, command.remark, command.language, command.version
+    )
+    return frame(header, command.body, command.serialize_type)
 
 
-def _json_header(command: Command, ext: dict[str, str] | None) -> bytes:
+def frame(header: bytes, body: bytes, serialize_type: int = JSON) -> bytes:
+    """A frame from its encoded header and its body."""
+    return _FRAME.pack(4 + len(header) + len(body), serialize_type << 24 | len(header)) + header + body
+
+
+def _json_header(
+    code: int,
+    opaque: int,
+    flag: int,
+    ext: dict[str, str] | None,
+    remark: str | None,
+    language: object = "PYTHON",
+    version: int = VERSION,
+) -> bytes:
     # the order is fastjson's: sorted, absent values left out
-    fields: dict[str, Any] = {"code": command.code}
-    if ext is not None:
-        fields["extFields"] = ext
-    fields["flag"] = command.flag
-    if command.language is not None:
-        fields["language"] = command.language
-    fields["opaque"] = command.opaque
-    if command.remark is not None:
-        fields["remark"] = command.remark
-    fields["serializeTypeCurrentRPC"] = "JSON"
-    fields["version"] = command.version
-    return _encode_json(fields)
+    return b'{"code":%d%b,"flag":%d%b,"opaque":%d%b,"serializeTypeCurrentRPC":"JSON","version":%d}' % (
+        code,
+        b"" if ext is None else b',"extFields":' + _encode_json(ext),
+        flag,
+        b',"language":"PYTHON"' if language == "PYTHON" else _language_member(language),
+        opaque,
+        b"" if remark is None else b',"remark":' + _encode_json(remark),
+        version,
+    )
 
 
-def _binary_header(command: Command, ext: dict[str, str] | None) -> bytes:
-    language = command.language
-    number = Language[language].value if isinstance(language, str) and language in Language.__members__ else 7
-    remark = (command.remark or "").encode()
-    entries = bytearray()
-    for key, value in (ext or {}).items():
-        raw_key, raw_value = key.encode(), value.encode()
-        entries += _SHORT.pack(len(raw_key)) + raw_key + _INT.pack(len(raw_value)) + raw_value
+def _language_member(language: object) -> bytes:
+    return b"" if language is None else b',"language":' + _encode_json(language)
+
+
+def _binary_header(
+    code: int,
+    opaque: int,
+    flag: int,
+    ext: dict[str, str] | None,
+    remark: str | None,
+    language: object = "PYTHON",
+    version: int = VERSION,
+) -> bytes:
+    text = remark.encode() if remark else b""
+    packed = pack_ext(ext, BINARY) if ext else b""
     # a code beyond 16 bits loses its upper half on the wire, in Java as here
-    code = (command.code + 0x8000 & 0xFFFF) - 0x8000
-    version = (command.version + 0x8000 & 0xFFFF) - 0x8000
-    head = _BINARY_HEAD.pack(code, number, version, command.opaque, command.flag, len(remark))
-    return head + remark + _INT.pack(len(entries)) + bytes(entries)
+    head = _BINARY_HEAD.pack(
+        (code + 0x8000 & 0xFFFF) - 0x8000,
+        _LANGUAGE_NUMBERS.get(language, Language.OTHER),
+        (version + 0x8000 & 0xFFFF) - 0x8000,
+        opaque,
+        flag,
+        len(text),
+    )
+    return head + text + _INT.pack(len(packed)) + packed
+
+
+_LANGUAGE_NUMBERS: dict[object, int] = {language.name: language.value for language in Language}
+
+
+@functools.lru_cache(1024)
+def _packed_key(key: str) -> bytes:
+    raw = key.encode()
+    return _SHORT.pack(len(raw)) + raw
 
 
 def encode_request(
@@ -409,17 +442,10 @@ def encode_request(
 ) -> bytes:
     """The frame of a request. Codes beyond 32767 (the POP family) are always sent with a JSON header."""
     ext = header.to_ext() if isinstance(header, Header) else header
-    kind = JSON if code > 0x7FFF else serialize_type
-    return encode(
-        Command(
-            code,
-            opaque=opaque,
-            flag=FLAG_ONEWAY if oneway else 0,
-            ext=ext,
-            body=body,
-            serialize_type=kind,
-        )
-    )
+    flag = FLAG_ONEWAY if oneway else 0
+    if serialize_type == JSON or code > 0x7FFF:
+        return frame(_json_header(code, opaque, flag, ext, None), body)
+    return frame(_binary_header(code, opaque, flag, ext, None), body, BINARY)
 
 
 def encode_response(
@@ -431,14 +457,33 @@ def encode_response(
 ) -> bytes:
     """The frame that answers `request`, in the header encoding that the request used."""
     ext = header.to_ext() if isinstance(header, Header) else header
-    return encode(
-        Command(
-            code,
-            opaque=request.opaque,
-            flag=FLAG_RESPONSE,
-            ext=ext,
-            remark=remark,
-            body=body,
-            serialize_type=request.serialize_type,
+    make = _binary_header if request.serialize_type == BINARY else _json_header
+    return frame(make(code, request.opaque, FLAG_RESPONSE, ext, remark), body, request.serialize_type)
+
+
+def encode_ok(opaque: int, ext: bytes | None, serialize_type: int, body_length: int = 0) -> bytes:
+    """Frame and header of a success without remark, for hot answers whose `ext` the caller has encoded itself.
+
+    `ext` is a JSON object, or the packed entries of a binary header (see :func:`pack_ext`). The body, of
+    `body_length` bytes, follows as it is.
+    """
+    if serialize_type == BINARY:
+        packed = ext or b""
+        header = _OK_BINARY.pack(0, Language.PYTHON, VERSION, opaque, FLAG_RESPONSE, 0, len(packed)) + packed
+    else:
+        fields = b"" if ext is None else b',"extFields":' + ext
+        header = _OK_JSON % (fields, FLAG_RESPONSE, opaque, VERSION)
+    return _FRAME.pack(4 + len(header) + body_length, serialize_type << 24 | len(header)) + header
+
+
+def pack_ext(ext: dict[str, str], serialize_type: int) -> bytes:
+    """`ext` as :func:`encode_ok` wants it."""
+    if serialize_type == BINARY:
+        return b"".join(
+            _packed_key(key) + _INT.pack(len(raw := value.encode())) + raw for key, value in ext.items()
         )
-    )
+    return _encode_json(ext)
+
+
+_OK_JSON = b'{"code":0%b,"flag":%d,"language":"PYTHON","opaque":%d,"serializeTypeCurrentRPC":"JSON","version":%d}'
+_OK_BINARY = struct.Struct(">hBhiiii")
