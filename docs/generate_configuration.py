@@ -16,18 +16,18 @@ Generated from `rocketq/config.py` by `python docs/generate_configuration.py`; d
 Every setting can be given in four places; later ones win:
 
 1. the default below,
-2. a properties file (`rocketq broker -c broker.conf`, `rocketq server -c broker.conf`, `rocketq namesrv -c namesrv.conf`)
-   with Apache RocketMQ's names, so that an existing `broker.conf` works; a key that is not listed here is reported with file
-   and line, and has no effect,
+2. a properties file (`rocketq broker -c broker.conf`, `rocketq server -c broker.conf`, `rocketq namesrv -c
+   namesrv.conf`) with Apache RocketMQ's names, so that an existing `broker.conf` works; a key that is not listed here
+   is reported with file and line, and has no effect,
 3. an environment variable: `ROCKETQ_` and the name in the last column,
 4. the command line: `--set brokerName=broker-a`, or an option of its own where a command has one.
 
 A value that cannot be is an error that names file, line and key; the command ends with exit code 2. `-p` prints the
 settings in effect.
 
-`rocketq server` starts from other defaults for three of them: it listens on 127.0.0.1, the broker's name is `broker-0`, and data
-is under `rocketq-data` in the current directory. There `namesrvAddr` has no effect: the broker registers with the NameServer
-of the same command.
+`rocketq server` starts from other defaults for three of them: it listens on 127.0.0.1, the broker's name is
+`broker-0`, and data is under `rocketq-data` in the current directory. There `namesrvAddr` has no effect: the broker
+registers with the NameServer of the same command.
 """
 
 

@@ -115,11 +115,11 @@ class BrokerProcesses:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        results = await asyncio.gather(*(self._spawn(i) for i in range(len(self._names))), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                await self.stop()
-                raise result
+        try:
+            await asyncio.gather(*(self._spawn(i) for i in range(len(self._names))))
+        except BaseException:
+            await self.stop()
+            raise
         self._tasks = [asyncio.create_task(self._supervise(i)) for i in range(len(self._names))]
 
     async def stop(self) -> None:
@@ -223,9 +223,8 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
     running: list[Part] = []
     try:
         for part in parts:
-            if stopped.is_set():
+            if not await _started(part, stopped):
                 return
-            await part.start()
             running.append(part)
         words = " ".join(part.describe() for part in parts)
         print(f"rocketq {name} ready {words} pid={os.getpid()}", flush=True)  # noqa: T201
@@ -233,6 +232,22 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
     finally:
         for part in reversed(running):
             await part.stop()
+
+
+async def _started(part: Part, stopped: asyncio.Event) -> bool:
+    """Start a part; False when it was told to stop meanwhile."""
+    start = asyncio.ensure_future(part.start())
+    stop = asyncio.ensure_future(stopped.wait())
+    try:
+        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+    if start.done():
+        start.result()
+        return True
+    start.cancel()
+    await asyncio.wait((start,))
+    return False
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

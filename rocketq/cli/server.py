@@ -110,6 +110,8 @@ def server(
         defaults={"bind_address": "127.0.0.1", "broker_name": "broker-0", "store_path_root_dir": store},
         overrides=overrides,
     )
+    if data is None and config.store_path_root_dir != store:
+        directory = Path(config.store_path_root_dir)
     namesrv_config = load(
         NamesrvConfig,
         overrides={
@@ -126,6 +128,8 @@ def server(
         return
     base = "broker" if config.broker_name == "broker-0" else config.broker_name
     names = [f"{base}-{index}" for index in range(brokers)]
+    if config.store_path_commit_log is not None:
+        raise ConfigError("storePathCommitLog is one directory, several brokers cannot share it: use --data alone")
     first = config.listen_port
     highest = first + _PORT_STEP * (brokers - 1)
     if highest > 65535:

@@ -25,9 +25,7 @@ def list_topics(namesrv: str, as_json: bool, everything: bool) -> None:
         if not everything:
             system = admin.system_topics()
             topics = [
-                name
-                for name in topics
-                if name not in system and not name.startswith(("%RETRY%", "%DLQ%", "rmq_sys_"))
+                name for name in topics if name not in system and not name.startswith(("%RETRY%", "rmq_sys_"))
             ]
     show(as_json, ["TOPIC"], [[name] for name in topics])
 

@@ -111,9 +111,13 @@ class Admin:
         """Names of the topics that the system itself uses, brokers' and clusters' names included."""
         found = TopicList.decode(bytes(self._ask_namesrv(RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_NS).body))
         topics = set(found.topic_list)
-        if found.broker_addr:
-            answer = self._ask(found.broker_addr, RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER)
+        for broker in self.brokers():
+            try:
+                answer = self._ask(broker.address, RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER)
+            except RemotingError:
+                continue  # one that does not answer has no topics of its own kind
             topics.update(TopicList.decode(bytes(answer.body)).topic_list)
+            break
         return topics
 
     def route(self, topic: str) -> TopicRoute:
@@ -269,7 +273,17 @@ class Admin:
         raise failure
 
     def _ask_all_namesrv(self, code: int, header: Header) -> list[Command]:
-        return [self._ask(address, code, header) for address in self._servers]
+        """The answers of all; when one fails the others are asked all the same, then the failure is raised."""
+        answers = []
+        failure: RemotingError | None = None
+        for address in self._servers:
+            try:
+                answers.append(self._ask(address, code, header))
+            except RemotingError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return answers
 
 
 def _json(answer: Command) -> dict[str, Any]:
