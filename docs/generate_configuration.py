@@ -28,6 +28,16 @@ settings in effect.
 `rocketq server` starts from other defaults for three of them: it listens on 127.0.0.1, the broker's name is
 `broker-0`, and data is under `rocketq-data` in the current directory. There `namesrvAddr` has no effect: the broker
 registers with the NameServer of the same command.
+
+## Exit codes of `rocketq server`, `rocketq namesrv`, `rocketq broker`
+
+| code | meaning |
+|---|---|
+| 0 | stopped by SIGTERM or SIGINT, everything is on disk |
+| 1 | could not start; one line on stderr says why (a port that is taken, a data directory in use and by whom, …) |
+| 2 | wrong usage or configuration |
+
+A second SIGTERM or SIGINT ends the process at once, as kill -9 does.
 """
 
 

@@ -33,6 +33,8 @@ log = logging.getLogger("rocketq.broker")
 FIRST_ATTEMPT = 5.0
 #: s that taking leave of all NameServers may take
 LEAVE = 3.0
+#: a larger table is sent compressed, because a frame has at most 16 MiB
+COMPRESS_ABOVE = 4 << 20
 #: s before the first repetition of a failed registration; doubles up to the period
 RETRY = 1.0
 
@@ -143,7 +145,11 @@ class Registration:
         if not (allowed & Perm.READ and allowed & Perm.WRITE):
             topics = [msgspec.structs.replace(topic, perm=topic.perm & int(allowed)) for topic in topics]
         table = {topic.topic_name: topic for topic in topics}
-        body = RegisterBrokerBody(self._topics.data_version, table).encode()
+        content = RegisterBrokerBody(self._topics.data_version, table)
+        body = content.encode()
+        compressed = len(body) > COMPRESS_ABOVE
+        if compressed:
+            body = content.encode_compressed()
         host, _, port = self._address.rpartition(":")
         header = headers.RegisterBrokerHeader(
             broker_name=config.broker_name,
@@ -152,7 +158,7 @@ class Registration:
             ha_server_addr=f"{host}:{int(port) + 1}",
             broker_id=config.broker_id,
             enable_acting_master=False,
-            compressed=False,
+            compressed=compressed,
             body_crc32=zlib.crc32(body) & 0x7FFFFFFF,
         )
         return await self._call(server, RequestCode.REGISTER_BROKER, header, body)

@@ -23,9 +23,9 @@ class KVConfig:
     def load(self) -> None:
         """Read the file, if there is one. Raises StoreError when it cannot be read."""
         saved = load_json(self._path, self._files)
-        if not saved:
+        if saved is None:
             return
-        table = saved.get("configTable", {})
+        table = saved.get("configTable", {}) if isinstance(saved, dict) else None
         if not isinstance(table, dict) or not all(isinstance(entries, dict) for entries in table.values()):
             raise StoreError(f"{self._path}: configTable is not a table of tables")
         self._table = {

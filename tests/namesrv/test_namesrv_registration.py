@@ -54,7 +54,8 @@ class Client:
             self.refuse_next -= 1
             return Command(1, remark="register broker failed")
         if code == RequestCode.REGISTER_BROKER:
-            self.known[address] = RegisterBrokerBody.decode(body).data_version
+            content = RegisterBrokerBody.decode(body, compressed=header.compressed)
+            self.known[address] = content.data_version
         if code == RequestCode.QUERY_DATA_VERSION:
             changed = self.known.get(address) != DataVersion.decode(body)
             return Command(0, ext={"changed": "true" if changed else "false"})
@@ -234,3 +235,17 @@ def test_a_read_only_broker_says_so():
         assert it.topics.table["T"].perm == 6
 
     run(test, broker_permission=4)
+
+
+def test_a_huge_table_is_sent_compressed(monkeypatch):
+    monkeypatch.setattr(module, "COMPRESS_ABOVE", 1000)
+
+    async def test(it):
+        it.topics.add(*(f"Topic{number}" for number in range(100)))
+        await it.registration.start()
+        _, _, header, body = it.client.requests[0]
+        assert header.compressed is True
+        assert header.body_crc32 == zlib.crc32(body) & 0x7FFFFFFF
+        assert RegisterBrokerBody.decode(body, compressed=True).topic_config_table == it.topics.table
+
+    run(test)
