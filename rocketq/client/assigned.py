@@ -1,0 +1,42 @@
+"""One queue that is ours for now: what is held of it, its tasks, its lock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from rocketq.client.process_queue import ProcessQueue
+from rocketq.message import MessageQueue, ReceivedMessage
+
+#: Seconds that a lock counts as ours after the broker's last word (`rocketq.client.rebalance.lockMaxLiveTime`).
+LOCK_LIVES = 30.0
+
+
+class Assigned:
+    """State of an assigned queue. Times are seconds of the monotonic clock, `last_…_ms` of the wall clock."""
+
+    def __init__(self, queue: MessageQueue, start_offset: int) -> None:
+        self.queue = queue
+        self.process: ProcessQueue[ReceivedMessage] = ProcessQueue(start_offset)
+        self.tasks: list[asyncio.Task[None]] = []
+        #: Set when something was done, so that pulling may go on.
+        self.room = asyncio.Event()
+        #: Set when messages came in (ordered consumption waits for it).
+        self.arrived = asyncio.Event()
+        self.locked_at = float("-inf")
+        self.last_pull_ms = 0
+        self.last_consume_ms = 0
+
+    def __repr__(self) -> str:
+        return f"<Assigned {self.queue} {len(self.process)} messages>"
+
+    @property
+    def locked(self) -> bool:
+        return time.monotonic() - self.locked_at < LOCK_LIVES
+
+    def drop(self) -> None:
+        """Not ours any more: no more pulls, nothing new to handlers, no more commits of what they do."""
+        self.process.dropped = True
+        self.process.pending.clear()
+        self.room.set()
+        self.arrived.set()

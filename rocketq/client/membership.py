@@ -1,0 +1,154 @@
+"""What push and pull consumers have in common: group, subscriptions, their share of the queues, where to begin."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from rocketq.client.instance import ClientInstance
+from rocketq.client.queue_calls import QueueCalls
+from rocketq.client.rebalance import Strategy
+from rocketq.errors import BrokerError, ConfigError, InvalidMessage, RemotingError, RouteNotFound
+from rocketq.filters import parse_codes, parse_tags
+from rocketq.message import MessageQueue
+from rocketq.names import RETRY_PREFIX, check_group, check_topic
+from rocketq.remoting.bodies import ConsumerData, ConsumerList, SubscriptionData
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.headers import GetConsumerListByGroupHeader
+
+log = logging.getLogger("rocketq.client")
+
+CLUSTERING = "CLUSTERING"
+BROADCASTING = "BROADCASTING"
+
+_FROM_WHERE = {"LAST": "CONSUME_FROM_LAST_OFFSET", "FIRST": "CONSUME_FROM_FIRST_OFFSET"}
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@dataclass
+class Subscription:
+    """What is wanted of a topic. `version` is what heartbeats say, `told_version` what all brokers know by now."""
+
+    expression: str
+    version: int
+    told_version: int
+
+
+class Membership:
+    """A consumer's place in its group. Raises InvalidMessage or ConfigError for bad settings."""
+
+    def __init__(
+        self,
+        group: str,
+        instance: ClientInstance,
+        *,
+        model: str,
+        from_where: str | int,
+        strategy: Strategy,
+        consume_type: str,
+    ) -> None:
+        wrong = check_group(group)
+        if wrong or group == "DEFAULT_CONSUMER":
+            raise InvalidMessage(f"consumer group {group!r}: {wrong or 'the name is reserved, choose your own'}")
+        if model not in (CLUSTERING, BROADCASTING):
+            raise ConfigError(f"group {group}: model {model!r} is neither CLUSTERING nor BROADCASTING")
+        if isinstance(from_where, str) and from_where not in _FROM_WHERE:
+            raise ConfigError(f"group {group}: from_where {from_where!r} is not FIRST, LAST or a time in ms")
+        self.group = group
+        self.instance = instance
+        self.calls = QueueCalls(instance, group)
+        self.model = model
+        self.from_where = from_where
+        self.strategy = strategy
+        self.consume_type = consume_type
+        self.subscriptions: dict[str, Subscription] = {}
+
+    def subscribe(self, topic: str, expression: str) -> None:
+        """Raises InvalidMessage for an illegal topic or expression."""
+        wrong = check_topic(topic)
+        if wrong:
+            raise InvalidMessage(wrong)
+        expression = expression.strip() or "*"
+        if expression != "*" and parse_tags(expression) is None:
+            raise InvalidMessage(f"group {self.group}: {expression!r} is not a tag expression (* or A || B)")
+        version = now_ms()
+        self.subscriptions[topic] = Subscription(expression, version, version)
+
+    def consumer_data(self) -> ConsumerData:
+        """The group's part of a heartbeat."""
+        where = self.from_where
+        return ConsumerData(
+            group_name=self.group,
+            consume_type=self.consume_type,
+            message_model=self.model,
+            consume_from_where="CONSUME_FROM_TIMESTAMP" if isinstance(where, int) else _FROM_WHERE[where],
+            subscription_data_set=self.subscription_data(),
+        )
+
+    def subscription_data(self) -> list[SubscriptionData]:
+        return [
+            SubscriptionData(
+                topic=topic,
+                sub_string=subscription.expression,
+                tags_set=sorted(parse_tags(subscription.expression) or ()),
+                code_set=sorted(parse_codes(subscription.expression) or ()),
+                sub_version=subscription.version,
+            )
+            for topic, subscription in self.subscriptions.items()
+        ]
+
+    async def announce(self, topics: set[str]) -> None:
+        """Tells all brokers of the topics' new assignment; until then pulls state the version that they know."""
+        version = now_ms()
+        for topic in topics:
+            self.subscriptions[topic].version = max(version, self.subscriptions[topic].version + 1)
+        await self.instance.heartbeat()
+        for topic in topics:
+            self.subscriptions[topic].told_version = self.subscriptions[topic].version
+
+    async def share(self, topic: str) -> list[MessageQueue] | None:
+        """The queues that are ours by now; None when that cannot be known at the moment."""
+        try:
+            known = await self.instance.topic(topic)
+        except (RouteNotFound, RemotingError, BrokerError) as error:
+            log.debug("group %s: no route of topic %s yet: %s", self.group, topic, error)
+            return None
+        if self.model == BROADCASTING:
+            return list(known.read_queues)
+        members = await self.members(topic)
+        if members is None:
+            return None
+        return self.strategy(self.instance.client_id, members, known.read_queues)
+
+    async def members(self, topic: str) -> list[str] | None:
+        """Client ids of the group, sorted; None when no broker says."""
+        address = self.instance.routes.some_broker(topic, self.instance.rng)
+        if address is None:
+            return None
+        header = GetConsumerListByGroupHeader(consumer_group=self.group)
+        try:
+            answer = await self.instance.remoting.call(
+                address, RequestCode.GET_CONSUMER_LIST_BY_GROUP, header, timeout=self.instance.timeout
+            )
+        except RemotingError as error:
+            log.info("group %s: broker %s does not say who its members are: %s", self.group, address, error)
+            return None
+        if answer.code != ResponseCode.SUCCESS:
+            log.info("group %s: broker %s knows no members: %s", self.group, address, answer.remark)
+            self.instance.heartbeat_soon()
+            return None
+        return sorted(ConsumerList.decode(bytes(answer.body)).client_ids)
+
+    async def first_offset(self, queue: MessageQueue) -> int:
+        """Where a group without a stored offset begins in the queue. Raises RocketQError."""
+        retry = queue.topic.startswith(RETRY_PREFIX)
+        if self.from_where == "FIRST" or (self.from_where == "LAST" and retry):
+            return 0
+        if self.from_where == "LAST" or retry:
+            return await self.calls.max_offset(queue)
+        assert isinstance(self.from_where, int)
+        return await self.calls.offset_by_time(queue, self.from_where)

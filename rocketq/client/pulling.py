@@ -1,0 +1,122 @@
+"""Keeping process queues filled: one loop per assigned queue, always one pull ahead of the handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from rocketq.client.assigned import Assigned
+from rocketq.client.consuming import Concurrently, Orderly
+from rocketq.client.membership import Membership
+from rocketq.client.process_queue import over_threshold
+from rocketq.client.queue_calls import PullStatus
+from rocketq.errors import BrokerError, RequestTimeout, RocketQError
+from rocketq.remoting.codes import ResponseCode
+
+log = logging.getLogger("rocketq.client")
+
+#: Seconds to wait after a pull that failed, and after the broker asked to be left alone for a moment.
+AFTER_ERROR = 1.0
+AFTER_FLOW_CONTROL = 0.02
+
+#: The broker does not know the group or the subscription as we have it: it has to be told again.
+_UNKNOWN_TO_BROKER = frozenset(
+    {
+        ResponseCode.SUBSCRIPTION_NOT_EXIST,
+        ResponseCode.SUBSCRIPTION_NOT_LATEST,
+        ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST,
+    }
+)
+
+
+@dataclass(frozen=True)
+class PullRules:
+    """How much is pulled at once, and how much may be held of a queue."""
+
+    count: int
+    max_messages: int
+    max_bytes: int
+    max_span: int | None
+
+
+class Puller:
+    """Pulls for assigned queues and passes on what comes."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        consuming: Concurrently | Orderly,
+        rules: PullRules,
+        *,
+        commits: bool,
+        illegal_offset: Callable[[Assigned, int], Awaitable[None]],
+    ) -> None:
+        self._membership = membership
+        self._consuming = consuming
+        self._rules = rules
+        self._commits = commits
+        self._illegal_offset = illegal_offset
+
+    async def run(self, one: Assigned) -> None:
+        """Pulls until the queue is dropped. The next pull leaves before the handler sees what the last one brought."""
+        process, rules = one.process, self._rules
+        while not process.dropped:
+            why = over_threshold(
+                process,
+                max_messages=rules.max_messages,
+                max_bytes=rules.max_bytes,
+                max_span=rules.max_span,
+            )
+            if why is not None:
+                log.debug("group %s: no pull from %s: %s", self._membership.group, one.queue, why)
+                one.room.clear()
+                await one.room.wait()
+                continue
+            try:
+                await self._pull(one)
+            except RocketQError as error:
+                await asyncio.sleep(self._pause_after(one, error))
+
+    def _pause_after(self, one: Assigned, error: RocketQError) -> float:
+        group = self._membership.group
+        if isinstance(error, BrokerError):
+            if error.code == ResponseCode.FLOW_CONTROL:
+                return AFTER_FLOW_CONTROL
+            if error.code in _UNKNOWN_TO_BROKER:
+                log.info("group %s: the broker of %s has to be told who we are: %s", group, one.queue, error)
+                self._membership.instance.heartbeat_soon()
+                return AFTER_ERROR
+        if isinstance(error, RequestTimeout):
+            log.info("group %s: a pull from %s got no answer, pulling again", group, one.queue)
+            return 0.0
+        log.warning("group %s: pulling from %s failed, trying again: %s", group, one.queue, error)
+        return AFTER_ERROR
+
+    async def _pull(self, one: Assigned) -> None:
+        process, queue, membership = one.process, one.queue, self._membership
+        subscription = membership.subscriptions[queue.topic]
+        begun = time.monotonic()
+        one.last_pull_ms = int(time.time() * 1000)
+        pulled = await membership.calls.pull(
+            queue,
+            process.next_offset,
+            expression=subscription.expression,
+            sub_version=subscription.told_version,
+            count=self._rules.count,
+            commit_offset=process.commit_offset if self._commits and process.commit_offset > 0 else None,
+        )
+        if process.dropped:
+            return
+        if pulled.status is PullStatus.OFFSET_ILLEGAL:
+            await self._illegal_offset(one, pulled.next_offset)
+            return
+        statistics = self._consuming.statistics_of(queue.topic)
+        statistics.pulls += 1
+        statistics.pull_seconds += time.monotonic() - begun
+        statistics.pulled += len(pulled.messages)
+        process.add(pulled.messages, pulled.next_offset)
+        if pulled.messages:
+            self._consuming.arrived(one)

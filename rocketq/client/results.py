@@ -1,0 +1,54 @@
+"""What a handler can say about the messages it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from rocketq.message import ReceivedMessage
+
+
+class ConsumeResult(Enum):
+    """The fate of a message (or of all messages of one handler call)."""
+
+    SUCCESS = "success"
+    """Consumed. Its offset may be committed."""
+
+    RETRY_LATER = "retry_later"
+    """Deliver it again later, to any member of the group. The broker waits longer from time to time (10 s, 30 s, 1 m
+    … 2 h); after `max_reconsume_times` the message goes to the dead letter queue. Broadcast: logged and dropped.
+    Ordered: the same as SUSPEND."""
+
+    DEAD_LETTER = "dead_letter"
+    """Do not try again: to the group's dead letter queue, at once. Broadcast: logged and dropped."""
+
+    SUSPEND = "suspend"
+    """Ordered consumers: try this message again after a moment, nothing behind it in its queue before that.
+    Elsewhere the same as RETRY_LATER."""
+
+
+class RetryLater(NamedTuple):
+    """As RETRY_LATER, with the delay chosen: level 1 to 18 (1 s 5 s 10 s 30 s 1 m … 2 h); None or 0: the broker's."""
+
+    delay_level: int | None = None
+
+
+OneResult = ConsumeResult | RetryLater
+#: One for all messages of the call, or one each in their order. None counts as SUCCESS.
+HandlerResult = ConsumeResult | RetryLater | Sequence[OneResult] | None
+
+
+def spread(result: HandlerResult, messages: Sequence[ReceivedMessage]) -> list[OneResult]:
+    """One result for each message. Raises TypeError for anything that is not a result."""
+    if result is None:
+        return [ConsumeResult.SUCCESS] * len(messages)
+    if isinstance(result, (ConsumeResult, RetryLater)):
+        return [result] * len(messages)
+    if not isinstance(result, (list, tuple)) or not all(
+        isinstance(r, (ConsumeResult, RetryLater)) for r in result
+    ):
+        raise TypeError(f"a handler returned {result!r}, which is not a ConsumeResult, nor one for each message")
+    if len(result) != len(messages):
+        raise TypeError(f"a handler returned {len(result)} results for {len(messages)} messages")
+    return list(result)

@@ -1,0 +1,279 @@
+"""The synchronous producer: the same decisions as the asyncio one, over blocking sockets.
+
+It has no thread of its own: routes are asked for again by the send that finds them older than 30 s or broken, and
+heartbeats go along with sends. Threads may share it, and a forked child may go on using it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from rocketq.client.instance import new_client_id
+from rocketq.client.namesrv import BlockingLookup, ServerList, look_up
+from rocketq.client.redis_cache import RedisRoutes
+from rocketq.client.routes import Known, RouteTable
+from rocketq.client.selectors import Selector
+from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
+from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
+from rocketq.message import Message, MessageQueue
+from rocketq.remoting.blocking import BlockingClient
+from rocketq.remoting.bodies import HeartbeatData, ProducerData
+from rocketq.remoting.codes import RequestCode
+from rocketq.remoting.command import Command
+from rocketq.remoting.headers import UnregisterClientHeader
+from rocketq.remoting.tls import TlsConfig
+
+
+class Producer:
+    """Sends messages of one producer group, each call until the broker has answered.
+
+    The options are those of `AsyncProducer`, without automatic batches (`send_many` sends many at once). Nothing is
+    connected before the first send. Use it as a context manager, or call `close`. Raises InvalidMessage for an
+    illegal group, ConfigError for bad options.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        namesrv: str,
+        *,
+        retries: int = 2,
+        compress_from: int = SendOptions.compress_from,
+        max_message_size: int = SendOptions.max_message_size,
+        latency_fault: bool = False,
+        tls: TlsConfig | None = None,
+        route_cache: str | None = None,
+        route_refresh: float = 30.0,
+        heartbeat_interval: float = 30.0,
+        timeout: float = 3.0,
+        client_id: str | None = None,
+    ) -> None:
+        rng = random.Random()
+        self.group = group
+        self.routes = RouteTable()
+        self.core = SendCore(
+            group,
+            self.routes,
+            SendOptions(retries, compress_from, max_message_size, latency_fault=latency_fault),
+            rng,
+        )
+        self._servers = ServerList(namesrv, rng)
+        self._remoting = BlockingClient(tls=tls)
+        cache = RedisRoutes(route_cache) if route_cache is not None else None
+        self._names = BlockingLookup(self._remoting, cache, timeout)
+        self._route_refresh = route_refresh
+        self._heartbeat_interval = heartbeat_interval
+        self._given_id = client_id
+        self._closed = False
+        self._after_fork()
+
+    def __repr__(self) -> str:
+        return f"<Producer {self.group} namesrv={self._servers.text}>"
+
+    def _after_fork(self) -> None:
+        """A process of its own has its own identity towards brokers, and its own lock."""
+        self._pid = os.getpid()
+        self.client_id = self._given_id or new_client_id()
+        self._lookups = threading.Lock()
+        self._beats: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Says good-bye to the brokers and closes the connections."""
+        if self._closed:
+            return
+        self._closed = True
+        header = UnregisterClientHeader(client_id=self.client_id, producer_group=self.group)
+        for address in self._beats if self._pid == os.getpid() else ():
+            if self._remoting.is_connected(address):
+                try:
+                    self._remoting.oneway(address, RequestCode.UNREGISTER_CLIENT, header)
+                except RemotingError:
+                    continue  # it notices that the connection is gone
+        self._remoting.close()
+        if self._names.cache is not None:
+            self._names.cache.close()
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # sending
+
+    def send(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: Selector | None = None,
+        key: object = None,
+        timeout: float = 3.0,
+    ) -> SendResult:
+        """Sends and waits until the broker has the message.
+
+        `queue` fixes the queue; `selector` chooses it, given `key` (with a key alone: by the key's hash). `timeout` in
+        seconds is for all attempts together. Raises InvalidMessage, RouteNotFound, BrokerError when the broker refuses,
+        RemotingError (after a time-out or a lost connection the message may have been stored all the same).
+        """
+        delivery = self.core.delivery(self.core.prepare(message), time.monotonic() + timeout, queue, selector, key)
+        return self._deliver(delivery, message)[0]
+
+    def send_oneway(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: Selector | None = None,
+        key: object = None,
+        timeout: float = 3.0,
+    ) -> None:
+        """Sends without asking for an answer: nobody knows whether it arrived."""
+        deadline = time.monotonic() + timeout
+        outgoing = self.core.prepare(message)
+        delivery = self.core.delivery(outgoing, deadline, queue, selector, key)
+        chosen, address = self._place(delivery, message)
+        fields = self.core.fields(outgoing, chosen, _now_ms())
+        self._remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, timeout=_left(deadline))
+
+    def send_batch(
+        self, messages: Sequence[Message], *, queue: MessageQueue | None = None, timeout: float = 3.0
+    ) -> list[SendResult]:
+        """Sends messages of one topic in one request, to one queue: all are stored or none. Raises as `send`."""
+        outgoing = self.core.prepare_batch(messages)
+        return self._deliver(self.core.delivery(outgoing, time.monotonic() + timeout, queue), None)
+
+    def send_many(self, messages: Iterable[Message], *, timeout: float = 10.0) -> list[SendResult]:
+        """Sends messages of any topics, with all of them under way at once; results in their order.
+
+        They are requests of their own: some may be stored when this raises (as `send` does).
+        """
+        deadline = time.monotonic() + timeout
+        messages = list(messages)
+        deliveries = [self.core.delivery(self.core.prepare(message), deadline) for message in messages]
+        by_broker: dict[str, list[tuple[int, MessageQueue]]] = {}
+        for index, (delivery, message) in enumerate(zip(deliveries, messages, strict=True)):
+            chosen, address = self._place(delivery, message)
+            by_broker.setdefault(address, []).append((index, chosen))
+        results: dict[int, SendResult] = {}
+        for address, placed in by_broker.items():
+            now = _now_ms()
+            requests = []
+            for index, chosen in placed:
+                outgoing = deliveries[index].outgoing
+                requests.append((self.core.code(outgoing), self.core.fields(outgoing, chosen, now), outgoing.body))
+            answers: list[Command | RemotingError]
+            try:
+                answers = list(self._remoting.call_many(address, requests, timeout=_left(deadline)))
+            except RemotingError as error:
+                answers = [error] * len(requests)
+            for (index, chosen), answer in zip(placed, answers, strict=True):
+                results[index] = self._result(deliveries[index], messages[index], chosen, answer, address)
+        return [results[index] for index in range(len(messages))]
+
+    def queues(self, topic: str) -> list[MessageQueue]:
+        """The queues of a topic that take messages. Raises RouteNotFound, RemotingError."""
+        return list(self._topic(topic).write_queues)
+
+    # the way of a message
+
+    def _deliver(self, delivery: Delivery, message: Message | None) -> list[SendResult]:
+        outgoing = delivery.outgoing
+        while True:
+            chosen: MessageQueue | None = None
+            try:
+                chosen, address = self._place(delivery, message)
+                delivery.started = time.monotonic()
+                answer = self._remoting.call(
+                    address,
+                    self.core.code(outgoing),
+                    self.core.fields(outgoing, chosen, _now_ms()),
+                    outgoing.body,
+                    timeout=_left(delivery.deadline),
+                )
+                return self._results(delivery, outgoing, chosen, answer, address)
+            except RocketQError as error:
+                self._before_retry(delivery, chosen, error)
+
+    def _result(
+        self,
+        delivery: Delivery,
+        message: Message,
+        chosen: MessageQueue,
+        answer: Command | RemotingError,
+        address: str,
+    ) -> SendResult:
+        """What became of one of many; tried again by itself where that may help."""
+        try:
+            if isinstance(answer, RemotingError):
+                raise answer
+            return self._results(delivery, delivery.outgoing, chosen, answer, address)[0]
+        except RocketQError as error:
+            self._before_retry(delivery, chosen, error)
+            return self._deliver(delivery, message)[0]
+
+    def _results(
+        self, delivery: Delivery, outgoing: Outgoing, chosen: MessageQueue, answer: Command, address: str
+    ) -> list[SendResult]:
+        results = self.core.results(outgoing, chosen, answer, address)
+        self.core.succeeded(delivery, chosen.broker_name, time.monotonic())
+        return results
+
+    def _before_retry(self, delivery: Delivery, chosen: MessageQueue | None, error: RocketQError) -> None:
+        """Waits where another attempt is due, raises `error` where not."""
+        now = time.monotonic()
+        if not self.core.may_retry(delivery, chosen.broker_name if chosen else "", error, now):
+            raise error
+        pause = self.core.pause_before_retry(delivery, now)
+        if pause:
+            time.sleep(pause)
+
+    def _place(self, delivery: Delivery, message: Message | None) -> tuple[MessageQueue, str]:
+        """Queue and address for the next attempt."""
+        if self._closed:
+            raise ConfigError(f"producer {self.group} is closed")
+        known = self._topic(delivery.outgoing.topic)
+        queue = self.core.choose(delivery, known, message, time.monotonic())
+        address = self.routes.master(queue.broker_name)
+        if address is None:
+            raise RouteNotFound(f"broker {queue.broker_name} has no master just now (topic {queue.topic})")
+        self._beat(address)
+        return queue, address
+
+    def _topic(self, topic: str) -> Known:
+        if self._pid != os.getpid():
+            self._after_fork()
+        known = self.routes.fresh(topic, time.monotonic(), self._route_refresh)
+        if known is not None:
+            return known
+        with self._lookups:
+            known = self.routes.fresh(topic, time.monotonic(), self._route_refresh)
+            if known is None:
+                cached = self._names.cache is not None
+                steps = look_up(self.routes, self._servers, topic, publish=True, cached=cached)
+                known = self._names.run(steps).known
+        return known
+
+    def _beat(self, address: str) -> None:
+        """Tells the broker who we are, when the last time is long ago."""
+        now = time.monotonic()
+        if now - self._beats.get(address, float("-inf")) < self._heartbeat_interval:
+            return
+        self._beats[address] = now
+        body = HeartbeatData(client_id=self.client_id, producer_data_set=[ProducerData(group_name=self.group)])
+        self._remoting.oneway(address, RequestCode.HEART_BEAT, {}, body.encode())
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _left(deadline: float) -> float:
+    return max(0.001, deadline - time.monotonic())
