@@ -499,7 +499,7 @@ class ConsumerRunningInfo(Body):
     mq_table: dict[MessageQueue, dict[str, Any]] = {}
     mq_pop_table: dict[MessageQueue, dict[str, Any]] = {}
     status_table: dict[str, dict[str, Any]] = {}
-    user_consumer_info: dict[str, str] = {}
+    user_consumer_info: dict[str, str] | None = None
     jstack: str | None = None
 
 

@@ -143,20 +143,19 @@ class Command:
         """
         if self._ext is None:
             raw = self._raw
-            if raw is None or not raw or raw == b"null":
-                self._ext = {}
-            else:
-                try:
-                    fields = _decode_any(raw)
-                except msgspec.DecodeError as error:
-                    raise HeaderError(f"extFields: {error}") from None
-                self._ext = {key: _as_text(value) for key, value in fields.items() if value is not None}
+            if not raw or raw == b"null":
+                return {}
+            try:
+                fields = _decode_any(raw)
+            except msgspec.DecodeError as error:
+                raise HeaderError(f"extFields: {error}") from None
+            self._ext = {key: _as_text(value) for key, value in fields.items() if value is not None}
         return self._ext
 
     @property
     def has_ext(self) -> bool:
         """True when the header carried ``extFields``, even empty ones."""
-        return self._ext is not None or bool(self._raw)
+        return self._ext is not None or (bool(self._raw) and self._raw != b"null")
 
     def header(self, kind: type[H]) -> H:
         """``extFields`` as a typed record.
