@@ -6,7 +6,7 @@ import click
 
 from rocketq.cli.output import common, done, print_json, show, time_text
 from rocketq.client.admin import Admin
-from rocketq.names import check_group
+from rocketq.names import check_group, is_system_group
 from rocketq.remoting.bodies import SubscriptionGroupConfig
 
 _cluster = click.option("-c", "--cluster", help="On the brokers of this cluster only.")
@@ -18,12 +18,15 @@ def group() -> None:
 
 
 @group.command("list")
+@click.option("-a", "--all", "everything", is_flag=True, help="The system's groups too.")
 @_cluster
 @common
-def list_groups(namesrv: str, as_json: bool, cluster: str | None) -> None:
+def list_groups(namesrv: str, as_json: bool, everything: bool, cluster: str | None) -> None:
     """List the groups and their settings."""
     with Admin(namesrv) as admin:
         groups = admin.groups(cluster)
+    if not everything:
+        groups = {name: config for name, config in groups.items() if not is_system_group(name)}
     show(
         as_json,
         ["GROUP", "ENABLED", "BROADCAST", "ORDERED", "MAX RETRIES", "RETRY QUEUES"],

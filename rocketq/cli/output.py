@@ -45,10 +45,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Aligned columns under their names; numbers to the right, None as a dash."""
     lines = [list(row) for row in rows]
     right = [
-        bool(lines) and all(isinstance(line[index], _NUMBERS) or line[index] is None for line in lines)
+        bool(lines) and all(line[index] is None or type(line[index]) in _NUMBERS for line in lines)
         for index in range(len(columns))
     ]
-    texts = [[("-" if cell is None else str(cell)) for cell in line] for line in [list(columns), *lines]]
+    texts = [[_cell(cell) for cell in line] for line in [list(columns), *lines]]
     widths = [max(len(text[index]) for text in texts) for index in range(len(columns))]
     for text in texts:
         cells = [
@@ -56,6 +56,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
             for cell, width, to_right in zip(text, widths, right, strict=True)
         ]
         click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
 
 
 def show(as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

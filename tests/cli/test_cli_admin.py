@@ -106,6 +106,8 @@ def test_a_group_from_creation_to_deletion(server, cli):
     (group,) = [row for row in cli("group", "list", "--json") if row["group"] == "Billing"]
     assert group["max_retries"] == 3
     assert group["enabled"] is True
+    assert cli("group", "list")[-1].split() == ["Billing", "yes", "yes", "no", "3", "1"]
+    assert "TOOLS_CONSUMER" in [row["group"] for row in cli("group", "list", "--all", "--json")]
     cli("group", "create", "Billing", "--disabled", "--ordered")
     (group,) = [row for row in cli("group", "list", "--json") if row["group"] == "Billing"]
     assert (group["enabled"], group["ordered"]) == (False, True)
