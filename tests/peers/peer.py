@@ -193,4 +193,9 @@ def go_peer(directory: Path) -> Peer:
 
 
 def rocketq_peer(directory: Path) -> Peer:
-    return Peer("rocketq", [sys.executable, str(HERE / "rocketq_peer.py"), str(directory)], directory)
+    return Peer(
+        "rocketq",
+        [sys.executable, str(HERE / "rocketq_peer.py"), str(directory)],
+        directory,
+        {"HOME": str(directory)},
+    )

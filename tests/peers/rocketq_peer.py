@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rocketq import AsyncProducer, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
+from rocketq import AsyncProducer, Message, MessageQueue, Producer, PushConsumer, ReceivedMessage
 from rocketq.client import ConsumeResult, RetryLater, SendResult, by_hash
 
 Object = dict[str, Any]
@@ -110,7 +110,6 @@ class Peer:
     def send_blocking(self, namesrv: str, messages: list[Message], fields: list[Object]) -> list[Object]:
         if namesrv not in self.blocking:
             self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv)
-            self.blocking[namesrv].start()
         results = []
         for message, own in zip(messages, fields, strict=True):
             queue = MessageQueue(message.topic, own["broker"], own["queue"]) if "queue" in own else None
@@ -131,7 +130,13 @@ class Peer:
         consumer = PushConsumer(
             c["group"],
             c["namesrv"],
-            handler=handle,
+            handle,
+            client_id=f"{name}@{c['namesrv']}",
+            max_reconsume_times=c.get("max_reconsume"),
+            persist_interval=1,
+            rebalance_interval=1,
+            route_refresh=1,
+            suspend=0.1,
             model="BROADCASTING" if c.get("broadcast") else "CLUSTERING",
             from_where="LAST" if c.get("last") else "FIRST",
             ordered=orderly,
@@ -157,7 +162,7 @@ async def main(directory: Path) -> None:
         command = json.loads(line)
         try:
             say({"id": command["id"], "result": await peer.run(command)})
-        except Exception as error:  # the tests read it in the answer
+        except Exception as error:  # noqa: BLE001 - the test that asked gets it as its answer
             say({"id": command["id"], "error": f"{type(error).__name__}: {error}"})
     for consumer in peer.consumers.values():
         await consumer.close()

@@ -18,7 +18,7 @@ from wire import Server, create_topic, extent, stored_record, wait_until
 
 from rocketq.record import COMPRESSED
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 GetClient = Callable[[str], Peer]
 JAVA = ["java-4.9.8", "java-5.4.0"]

@@ -11,7 +11,7 @@ from peer import Peer
 from scenarios import Message, bodies, plain, settled
 from wire import Server, create_topic, wait_until
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 GetClient = Callable[[str], Peer]
 LARGE = b"".join(b"%d green bottles, " % number for number in range(500))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from wire import Server
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 RUN = Path(__file__).parents[2] / "examples" / "flights" / "run.py"
 

@@ -9,7 +9,7 @@ import pytest
 from peer import Peer
 from wire import Server, wait_until
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 GetClient = Callable[[str], Peer]
 

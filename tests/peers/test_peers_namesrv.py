@@ -12,7 +12,7 @@ from scenarios import bodies, plain
 from servers import ServerProcess
 from wire import call, create_topic, wait_until
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 GetClient = Callable[[str], Peer]
 

@@ -14,7 +14,7 @@ from peer import Peer
 from scenarios import Message, bodies, plain
 from wire import Server, committed, create_topic, extent, stored_record, wait_until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 GetClient = Callable[[str], Peer]
 SIZES = {"mappedFileSizeCommitLog": 64 << 20, "mappedFileSizeConsumeQueue": 300_000}
