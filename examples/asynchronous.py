@@ -38,7 +38,7 @@ async def done(thumbnail: dict[str, Any]) -> None:
 
 
 @signals.retried.connect
-def tell(app: RocketQ, *, consumer: Consumer, message: ReceivedMessage, delay_level: int | None) -> None:
+def tell(app: RocketQ, *, consumer: Consumer, message: ReceivedMessage) -> None:
     print(f"{message.message_id} will come back", flush=True)
 
 

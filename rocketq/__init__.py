@@ -1,3 +1,53 @@
 """RocketMQ for Python: server, client and worker on Apache RocketMQ's wire protocol."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rocketq.app import RocketQ as RocketQ
+    from rocketq.app import consumer as consumer
+    from rocketq.client import AsyncProducer as AsyncProducer
+    from rocketq.client import Producer as Producer
+    from rocketq.client import PullConsumer as PullConsumer
+    from rocketq.client import PushConsumer as PushConsumer
+    from rocketq.client import SendResult as SendResult
+    from rocketq.consumers import Reject as Reject
+    from rocketq.consumers import Retry as Retry
+    from rocketq.embedded import EmbeddedServer as EmbeddedServer
+    from rocketq.message import Message as Message
+    from rocketq.message import MessageQueue as MessageQueue
+    from rocketq.message import ReceivedMessage as ReceivedMessage
+    from rocketq.middleware import Middleware as Middleware
+
+#: Where each name lives. They are imported on first use: a server process never loads the client, nor a client the
+#: server.
+_HOME = {
+    "AsyncProducer": "client",
+    "EmbeddedServer": "embedded",
+    "Message": "message",
+    "MessageQueue": "message",
+    "Middleware": "middleware",
+    "Producer": "client",
+    "PullConsumer": "client",
+    "PushConsumer": "client",
+    "ReceivedMessage": "message",
+    "Reject": "consumers",
+    "Retry": "consumers",
+    "RocketQ": "app",
+    "SendResult": "client",
+    "consumer": "app",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'rocketq' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"rocketq.{home}"), name)
+    return value

@@ -44,13 +44,13 @@ def late(departure: Departure) -> None:
     note("late", departure)
 
 
-@app.consumer(TOPIC, "ontime || late || cancelled", group="flights-order", ordered=True, from_where="FIRST")
+@app.consumer(TOPIC, group="flights-order", ordered=True, from_where="FIRST")
 def order(departure: Departure) -> None:
     """All departures of one aircraft are in one queue, and a queue is worked off in order."""
     note("order", departure)
 
 
-@app.consumer(TOPIC, "ontime || late || cancelled", group="flights-board", from_where="FIRST")
+@app.consumer(TOPIC, group="flights-board", from_where="FIRST")
 async def board(departure: Departure, message: ReceivedMessage) -> None:
     """Two workers run this one: each gets a part of the queues. An async function that takes the message as well."""
     assert departure.aircraft in message.keys

@@ -24,6 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rocketq import EmbeddedServer
+from rocketq.client.admin import Admin
+from rocketq.errors import RouteNotFound
+from rocketq.remoting.bodies import TopicConfig
 
 HERE = Path(__file__).parent
 DATA = HERE / "2013-01.csv.gz"
@@ -121,6 +124,16 @@ class Journals:
                 else:
                     group.members[path.stem] += 1
                 group.seen[key] = entry
+
+
+def make_topic(namesrv: str, topic: str) -> None:
+    """Make sure the topic is on every broker: one that appears while we send would take keys from the others."""
+    with Admin(namesrv) as admin:
+        try:
+            admin.route(topic)
+        except RouteNotFound:
+            admin.create_topic(TopicConfig(topic, read_queue_nums=8, write_queue_nums=8))
+            print(f"topic {topic} made, 8 queues")
 
 
 async def feed(flights: list[dict[str, object]], sent: Counter[str]) -> None:
@@ -230,8 +243,7 @@ async def main(namesrv: str, limit: int | None, folder: Path) -> bool:
     os.environ["ROCKETQ_NAMESRV"], os.environ["FLIGHTS_JOURNAL"] = namesrv, str(folder)
     from app import TOPIC, app
 
-    # The first message makes the topic; none of the consumers takes this tag.
-    await app.asend(TOPIC, "hello", tag="hello")
+    make_topic(namesrv, TOPIC)
     workers: list[WorkerProcess] = []
     feeding: asyncio.Task[None] | None = None
     try:

@@ -1,0 +1,322 @@
+"""The application object: where consumer functions are registered and messages are sent from."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rocketq import payload as payloads
+from rocketq import signals
+from rocketq.client import AsyncProducer, Producer, Selector, SendResult
+from rocketq.consumers import Consumer
+from rocketq.errors import ConfigError
+from rocketq.message import Message
+from rocketq.middleware import Chain, Middleware
+from rocketq.names import check_group, check_topic
+
+__all__ = ["RocketQ", "consumer"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_NAMESRV = "127.0.0.1:9876"
+
+
+@dataclass(frozen=True)
+class _Registration:
+    function: Callable[..., Any]
+    topic: str
+    options: Mapping[str, Any]
+
+
+#: What the module-level `consumer` collected; belongs to every application of the process.
+_shared: list[_Registration] = []
+
+
+class RocketQ:
+    """An application: a name, the NameServers, consumer functions and a producer.
+
+    `name` is the producer group and the first part of the consumers' group names. `namesrv` is `host:port`, several
+    separated by `;` (default: the environment variable ROCKETQ_NAMESRV, then NAMESRV_ADDR, then 127.0.0.1:9876).
+    `middleware` wraps every send and every consumption, the first one outermost. `producer` holds options of
+    `rocketq.client.AsyncProducer` and `Producer` (`retries`, `compress_from`, …); other options are about connections,
+    of consumers as well (`tls`, `route_cache`, `route_refresh`, …). Nothing is connected before the first send.
+    Raises ConfigError for an illegal name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        namesrv: str | None = None,
+        *,
+        middleware: Iterable[Middleware] = (),
+        producer: Mapping[str, Any] | None = None,
+        **connection_options: Any,
+    ) -> None:
+        wrong = check_group(name)
+        if wrong:
+            raise ConfigError(f"application name {name!r}: {wrong}")
+        self.name = name
+        self.namesrv = namesrv or (
+            os.environ.get("ROCKETQ_NAMESRV") or os.environ.get("NAMESRV_ADDR") or DEFAULT_NAMESRV
+        )
+        self.middleware: list[Middleware] = list(middleware)
+        self._own: list[_Registration] = []
+        self._consumers: dict[str, Consumer] = {}
+        self._adopted = 0
+        self.connection_options = connection_options
+        self._producer_options = {**(producer or {}), **connection_options}
+        self._producer: Producer | None = None
+        self._lock = threading.Lock()
+        self._async_producers: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, asyncio.Task[AsyncProducer]
+        ] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"<RocketQ {self.name} namesrv={self.namesrv}>"
+
+    # consumers
+
+    def consumer(
+        self,
+        topic: str,
+        tag: str = "*",
+        *,
+        group: str | None = None,
+        ordered: bool = False,
+        broadcast: bool = False,
+        concurrency: int | None = None,
+        max_retries: int | None = None,
+        from_where: str | int = "LAST",
+    ) -> Callable[[F], F]:
+        """Register a function, sync or async, for the messages of `topic`. The function itself is returned unchanged.
+
+        `tag`: `*`, a tag, or several as `"a || b"`.
+        `group`: who shares the work and the position in the topic; every process with this group gets a part of the
+        messages. Default: `<app name>-<function name>`. One function a group, or ConfigError.
+        `ordered`: one message at a time per queue, in queue order; a failing message is tried again before the next.
+        `broadcast`: every process gets every message; no retries, a failed message is logged and dropped.
+        `concurrency`: functions running at once in this process (default 20; ordered: one a queue at most).
+        `max_retries`: deliveries after the first before the dead letter queue (default 16; ordered: no end).
+        `from_where`: where a group without a stored position begins: `"LAST"` (what arrives from now on; RocketMQ
+        begins small young queues at their start even so), `"FIRST"`, or a time in ms since the epoch.
+
+        What the function is given is in `rocketq.payload`; what it may raise in `rocketq.consumers`.
+        """
+        options = {
+            "tag": tag,
+            "group": group,
+            "ordered": ordered,
+            "broadcast": broadcast,
+            "concurrency": concurrency,
+            "max_retries": max_retries,
+            "from_where": from_where,
+        }
+
+        def register(function: F) -> F:
+            self._add(_Registration(function, topic, options))
+            return function
+
+        return register
+
+    def _add(self, registration: _Registration) -> None:
+        function, options = registration.function, dict(registration.options)
+        name = getattr(function, "__name__", type(function).__name__).strip("<>")
+        group = options.pop("group") or f"{self.name}-{name}"
+        wrong = check_group(group) or check_topic(registration.topic)
+        if wrong:
+            raise ConfigError(f"consumer {name}: {wrong}")
+        other = self._consumers.get(group)
+        if other is not None:
+            raise ConfigError(
+                f"group {group} already belongs to {other.name} on topic {other.topic}: all members of a group have to "
+                f"take the same messages, so give {name} on topic {registration.topic} a group= of its own"
+            )
+        self._consumers[group] = Consumer(function, registration.topic, group=group, **options)
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        """The registered consumers: this application's, then those of the module-level `consumer`."""
+        while self._adopted < len(_shared):
+            self._add(_shared[self._adopted])
+            self._adopted += 1
+        return list(self._consumers.values())
+
+    # sending
+
+    def send(
+        self,
+        topic: str,
+        payload: object,
+        *,
+        tag: str | None = None,
+        key: str | None = None,
+        keys: Iterable[str] = (),
+        selector: Selector | None = None,
+        delay_level: int = 0,
+        properties: Mapping[str, str] | None = None,
+        timeout: float = 3.0,
+    ) -> SendResult:
+        """Send and wait until the broker has it. For threads; in a coroutine use `asend`.
+
+        `payload`: bytes, str, or what JSON can hold (see `rocketq.payload`). `tag`: what consumers filter by.
+        `key`: messages with the same key go to the same queue and keep their order (for `ordered` consumers), and can
+        be looked up by it. `keys`: more words to look it up by. `selector(queues, message, key)` chooses the queue
+        itself. `delay_level` 1 to 18: deliver later (1 s 5 s 10 s 30 s 1 m … 2 h). `properties`: your own, strings.
+        `timeout` in seconds, for all attempts together.
+
+        Raises InvalidMessage, RouteNotFound, BrokerError, RemotingError; after the last two the broker may still
+        have stored it.
+        """
+        message = build(topic, payload, tag, key, keys, delay_level, properties)
+        chain = self._begin(message)
+        result, error = None, None
+        try:
+            result = self.producer.send(message, selector=selector, key=key, timeout=timeout)
+            return result
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(chain, message, result, error)
+
+    async def asend(
+        self,
+        topic: str,
+        payload: object,
+        *,
+        tag: str | None = None,
+        key: str | None = None,
+        keys: Iterable[str] = (),
+        selector: Selector | None = None,
+        delay_level: int = 0,
+        properties: Mapping[str, str] | None = None,
+        timeout: float = 3.0,
+    ) -> SendResult:
+        """`send` for coroutines. Many at once share connections and system calls."""
+        message = build(topic, payload, tag, key, keys, delay_level, properties)
+        chain = self._begin(message)
+        result, error = None, None
+        try:
+            producer = await self.aproducer()
+            result = await producer.send(message, selector=selector, key=key, timeout=timeout)
+            return result
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(chain, message, result, error)
+
+    def _begin(self, message: Message) -> Chain | None:
+        chain = None
+        if self.middleware:
+            chain = Chain(self.middleware)
+            try:
+                chain.before("before_send", self, message)
+            except BaseException as error:
+                chain.after("after_send", self, message, None, error)
+                raise
+        signals.emit(signals.before_send, self, message=message)
+        return chain
+
+    def _end(
+        self, chain: Chain | None, message: Message, result: SendResult | None, error: BaseException | None
+    ) -> None:
+        signals.emit(signals.after_send, self, message=message, result=result, error=error)
+        if chain is not None:
+            chain.after("after_send", self, message, result, error)
+
+    @property
+    def producer(self) -> Producer:
+        """The application's blocking producer, for what `send` does not offer (batches, oneway)."""
+        if self._producer is None:
+            with self._lock:
+                if self._producer is None:
+                    self._producer = Producer(self.name, self.namesrv, **self._producer_options)
+        return self._producer
+
+    async def aproducer(self) -> AsyncProducer:
+        """The application's producer of the running event loop."""
+        loop = asyncio.get_running_loop()
+        task = self._async_producers.get(loop)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._async_producers[loop] = loop.create_task(self._start_producer())
+        return await asyncio.shield(task)
+
+    async def _start_producer(self) -> AsyncProducer:
+        producer = AsyncProducer(self.name, self.namesrv, **self._producer_options)
+        await producer.start()
+        return producer
+
+    def close(self) -> None:
+        """Close the blocking producer; the next `send` opens a new one."""
+        with self._lock:
+            producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
+
+    async def aclose(self) -> None:
+        """Close the running event loop's producer; the next `asend` opens a new one."""
+        task = self._async_producers.pop(asyncio.get_running_loop(), None)
+        if task is not None:
+            await (await task).close()
+
+
+def consumer(topic: str, tag: str = "*", **options: Any) -> Callable[[F], F]:
+    """`RocketQ.consumer` for modules that do not know the application: same options, same function back.
+
+    The function belongs to whatever application its process loads: `rocketq worker -A shop:app` runs the consumers of
+    `app` and every function decorated with this in the modules that were imported. Its default group name begins with
+    the name of that application.
+    """
+
+    def register(function: F) -> F:
+        _shared.append(_Registration(function, topic, {"tag": tag, "group": None, **_DEFAULTS, **options}))
+        return function
+
+    unknown = options.keys() - _DEFAULTS.keys() - {"group"}
+    if unknown:
+        raise TypeError(f"consumer() got an unexpected option {', '.join(sorted(unknown))}")
+    return register
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "ordered": False,
+    "broadcast": False,
+    "concurrency": None,
+    "max_retries": None,
+    "from_where": "LAST",
+}
+
+
+def build(
+    topic: str,
+    payload: object,
+    tag: str | None,
+    key: str | None,
+    keys: Iterable[str],
+    delay_level: int,
+    properties: Mapping[str, str] | None,
+) -> Message:
+    """The message that `send` sends; `key` comes first among the keys. Raises InvalidMessage."""
+    words = [keys] if isinstance(keys, str) else list(keys)
+    if key is not None and key not in words:
+        words.insert(0, key)
+    return Message(
+        topic,
+        payloads.encode(payload),
+        tag=tag,
+        keys=words,
+        sharding_key=key,
+        delay_level=delay_level,
+        properties=properties,
+    )
+
+
+def has_shared_consumers() -> bool:
+    """Whether a module-level `consumer` was used in this process."""
+    return bool(_shared)

@@ -1,0 +1,93 @@
+"""The consumer functions of an application, and what they can raise to decide about their message."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rocketq import payload
+from rocketq.errors import ConfigError, RocketQError
+from rocketq.message import ReceivedMessage
+
+__all__ = ["Consumer", "Reject", "Retry"]
+
+#: RocketMQ's own numbers: deliveries at once per consumer and process, redeliveries before the dead letter queue.
+DEFAULT_CONCURRENCY = 20
+DEFAULT_MAX_RETRIES = 16
+
+
+class Retry(RocketQError):
+    """Raise it in a consumer function: deliver this message again, without an error in the log.
+
+    `delay_level` 1 to 18 is the broker's delay (1 s 5 s 10 s 30 s 1 m 2 m … 2 h); 0 leaves it to the broker, which
+    waits longer each time (10 s, 30 s, 1 m, …). Counts as a retry: after `max_retries` the message goes to the dead
+    letter queue. An ordered consumer tries again on the spot after a second, `delay_level` is not used there.
+    """
+
+    def __init__(self, reason: str = "", *, delay_level: int = 0) -> None:
+        if not 0 <= delay_level <= 18:
+            raise ValueError(f"delay_level {delay_level} is not in 0..18")
+        super().__init__(reason)
+        self.delay_level = delay_level
+
+
+class Reject(RocketQError):
+    """Raise it in a consumer function: no use to try again, straight to the group's dead letter queue."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One registered function: which messages it takes and how. Made by `RocketQ.consumer`, see there."""
+
+    function: Callable[..., Any]
+    topic: str
+    tag: str
+    group: str
+    ordered: bool
+    broadcast: bool
+    concurrency: int | None
+    max_retries: int | None
+    from_where: str | int
+
+    def __post_init__(self) -> None:
+        if self.ordered and self.broadcast:
+            raise ConfigError(f"consumer {self.name}: ordered and broadcast exclude each other")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigError(f"consumer {self.name}: concurrency={self.concurrency} has to be at least 1")
+        if self.max_retries is not None and self.max_retries < 0:
+            raise ConfigError(f"consumer {self.name}: max_retries={self.max_retries} must not be negative")
+        if isinstance(self.from_where, str) and self.from_where not in ("FIRST", "LAST"):
+            raise ConfigError(
+                f"consumer {self.name}: from_where={self.from_where!r} is not FIRST, LAST or ms since the epoch"
+            )
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+    @cached_property
+    def is_async(self) -> bool:
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        call = function if inspect.isroutine(function) else type(function).__call__
+        return inspect.iscoroutinefunction(call)
+
+    @cached_property
+    def arguments(self) -> Callable[[ReceivedMessage], tuple[Any, ...]]:
+        """Turns a message into the function's arguments. Raises ConfigError for a signature that cannot be filled.
+
+        Looked up when first needed, so annotations may name types that are defined further down in the module.
+        """
+        return payload.parameters(self.function)
+
+    @property
+    def retries(self) -> int | None:
+        """Failed deliveries before the dead letter queue; None: no limit (an ordered consumer's default)."""
+        if self.max_retries is None and self.ordered:
+            return None
+        return DEFAULT_MAX_RETRIES if self.max_retries is None else self.max_retries

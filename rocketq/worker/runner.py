@@ -1,0 +1,166 @@
+"""The worker of one process: a push consumer for every registered function, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from rocketq import signals
+from rocketq.app import RocketQ
+from rocketq.client import ClientInstance, PushConsumer
+from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
+from rocketq.errors import ConfigError, RemotingError
+from rocketq.message import MessageQueue, ReceivedMessage, local_address
+from rocketq.worker.execution import Execution, Outcome
+
+logger = logging.getLogger("rocketq.worker")
+
+T = TypeVar("T")
+
+#: Between two attempts to reach a NameServer at start, in seconds.
+START_PAUSE = 1.0
+
+
+class Worker:
+    """Runs the consumers of `app` in the current event loop: sync functions in threads, async ones in the loop.
+
+    `groups`: only the consumers of these groups; empty: all. `concurrency`: for consumers that do not set their own.
+    `shutdown_timeout`: seconds that what is in flight gets when the worker stops. `member`: which one of several
+    worker processes of this application on this host it is; broadcast consumers keep their place under it.
+    Raises ConfigError when there is nothing to run or a function's signature cannot be filled.
+    """
+
+    def __init__(
+        self,
+        app: RocketQ,
+        *,
+        groups: Iterable[str] = (),
+        concurrency: int = DEFAULT_CONCURRENCY,
+        shutdown_timeout: float = 30.0,
+        member: int = 0,
+    ) -> None:
+        self.app = app
+        self.concurrency = concurrency
+        self.shutdown_timeout = shutdown_timeout
+        self.member = member
+        known = {consumer.group: consumer for consumer in app.consumers}
+        wanted = list(groups) or list(known)
+        unknown = [group for group in wanted if group not in known]
+        if unknown:
+            raise ConfigError(f"{app.name} has no consumer group {', '.join(unknown)}; it has: {', '.join(known)}")
+        if not wanted:
+            raise ConfigError(
+                f"{app.name} has no consumers: decorate functions with @app.consumer(topic) and import their modules "
+                "where the application is made"
+            )
+        self.consumers: list[Consumer] = [known[group] for group in wanted]
+        for consumer in self.consumers:
+            _ = consumer.arguments  # a signature that cannot be filled is an error of the start, not of a message
+        self._stop = asyncio.Event()
+        self._running: list[_Running] = []
+
+    def stop(self) -> None:
+        """Make `run` end; may be called again. Not thread-safe: use `loop.call_soon_threadsafe`."""
+        self._stop.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Functions that are running now."""
+        return sum(len(running.push.consuming.running) for running in self._running)
+
+    async def run(self) -> bool:
+        """Consume until `stop`. Returns True when everything in flight was finished, False when some was left to be
+        delivered again. A NameServer that cannot be reached at the start is waited for."""
+        # Where a broadcast consumer stands is kept in a local file that is found again by the client's id.
+        member = f"{self.app.name}-{self.member}" if self.member else self.app.name
+        instance = self._instance()
+        steady = self._instance(f"{local_address()}@{member}")
+        finished = []
+        try:
+            self._running = [
+                _Running(self.app, consumer, self.concurrency, steady if consumer.broadcast else instance)
+                for consumer in self.consumers
+            ]
+            await asyncio.gather(*[self._start(running) for running in self._running])
+            if not self._stop.is_set():
+                signals.emit(signals.worker_ready, self.app, worker=self)
+                await self._stop.wait()
+            signals.emit(signals.worker_stopping, self.app, worker=self)
+        finally:
+            finished = await asyncio.gather(*[one.close(self.shutdown_timeout) for one in self._running])
+            await self.app.aclose()
+            self.app.close()
+        return all(finished)
+
+    def _instance(self, client_id: str | None = None) -> ClientInstance:
+        return ClientInstance(self.app.namesrv, **{"client_id": client_id, **self.app.connection_options})
+
+    async def _start(self, running: _Running) -> None:
+        """Start one consumer, as often as it takes; returns early when the worker is told to stop."""
+        complained = False
+        while not self._stop.is_set():
+            try:
+                await running.push.start()
+                return
+            except RemotingError as error:
+                if not complained:
+                    logger.warning("waiting for %s: %s", self.app.namesrv, error)
+                    complained = True
+            await self._until_stopped(asyncio.sleep(START_PAUSE))
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+class _Running:
+    """One consumer with its push consumer and, for a sync function, its threads."""
+
+    def __init__(self, app: RocketQ, consumer: Consumer, concurrency: int, instance: ClientInstance) -> None:
+        self.app = app
+        self.consumer = consumer
+        self.execution = Execution(app, consumer)
+        size = consumer.concurrency or concurrency
+        self.pool = None if consumer.is_async else ThreadPoolExecutor(size, thread_name_prefix=consumer.group)
+        self.push = PushConsumer(
+            consumer.group,
+            handler=self.handle,
+            instance=instance,
+            model="BROADCASTING" if consumer.broadcast else "CLUSTERING",
+            from_where=consumer.from_where,
+            ordered=consumer.ordered,
+            concurrency=size,
+            max_reconsume_times=consumer.max_retries,
+            on_rebalanced=self.rebalanced,
+            on_retried=self.retried,
+            on_dead_lettered=self.dead_lettered,
+        )
+        self.push.subscribe(consumer.topic, consumer.tag)
+
+    async def handle(self, messages: list[ReceivedMessage]) -> Outcome:
+        (message,) = messages
+        if self.pool is None:
+            return await self.execution.arun(message)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self.execution.run, message)
+
+    def rebalanced(self, topic: str, assigned: list[MessageQueue], revoked: list[MessageQueue]) -> None:
+        signals.emit(
+            signals.rebalanced, self.app, consumer=self.consumer, topic=topic, assigned=assigned, revoked=revoked
+        )
+
+    def retried(self, message: ReceivedMessage) -> None:
+        signals.emit(signals.retried, self.app, consumer=self.consumer, message=message)
+
+    def dead_lettered(self, message: ReceivedMessage) -> None:
+        signals.emit(signals.dead_lettered, self.app, consumer=self.consumer, message=message)
+
+    async def close(self, timeout: float) -> bool:
+        finished = await self.push.close(timeout)
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+        return finished
