@@ -1,0 +1,66 @@
+"""JSON files that keep tables (`config/*.json`): replaced atomically, with the last but one state beside (`.bak`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from rocketq.errors import StoreError
+from rocketq.javajson import dumps, loads
+from rocketq.store.files import Files, read_file, store_error, write_file
+
+log = logging.getLogger("rocketq.store")
+
+
+def save_json(path: str | os.PathLike[str], value: Any, files: Files) -> None:
+    """Replace the file by `value` in fastjson's pretty form; when this returns it is on disk.
+
+    The former content is kept as `<path>.bak`. Raises StoreError (StoreFull); the old file is in place then, or
+    readable through its `.bak`.
+    """
+    name = os.fspath(path)
+    directory = os.path.dirname(name) or "."
+    temporary = name + ".tmp"
+    data = dumps(value, pretty=True)
+    try:
+        files.make_dirs(directory)
+        write_file(files, temporary, data)
+        if files.exists(name):
+            files.rename(name, name + ".bak")
+        files.rename(temporary, name)
+        files.fsync_dir(directory)
+    except OSError as error:
+        raise store_error(f"cannot save {name}", error) from error
+
+
+def load_json(path: str | os.PathLike[str], files: Files) -> Any:
+    """The value that :func:`save_json` (or Apache's broker) left; None when there is neither file nor `.bak`.
+
+    A file that is missing, empty or not JSON is replaced by its `.bak`, with a warning. Raises StoreError when
+    no readable one is left although there was one.
+    """
+    name = os.fspath(path)
+    problems = []
+    for candidate in (name, name + ".bak"):
+        try:
+            data = read_file(files, candidate)
+        except OSError as error:
+            raise store_error(f"cannot read {candidate}", error) from error
+        if data is None:
+            continue
+        try:
+            if not data:
+                raise ValueError("it is empty")
+            value = loads(data)
+        except ValueError as error:
+            problems.append(f"{candidate}: {error}")
+            continue
+        if candidate != name:
+            log.warning(
+                "%s is used instead of %s (%s)", candidate, name, "; ".join(problems) or "which is missing"
+            )
+        return value
+    if problems:
+        raise StoreError(f"{'; '.join(problems)}. Repair or remove the file")
+    return None

@@ -1,0 +1,409 @@
+"""The index: finds records by unique id, key and tag (`IndexFile`, `IndexHeader`, `IndexService`).
+
+A file `index/<yyyyMMddHHmmssSSS>` is a hash table: a header of 40 bytes (int64 begin and end time, int64 begin and end
+physical offset, int32 slots in use, int32 next entry's number, from 1), int32 slots that hold the number of their
+newest entry, and entries of 20 bytes: int32 hash of the key, int64 physical offset, int32 seconds since the begin
+time, int32 number of the slot's entry before.
+
+Keys of a message, in this order: `topic#uniqueId`, `topic#key` for each word of KEYS, `topic#T#tags`. Messages are
+collected and entered together. Entries are written before the slots that point to them, and after an unclean stop
+the slots are computed anew from the entries, which are cut back to those that are known to be on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Iterable
+from functools import lru_cache
+from operator import mul
+
+from rocketq.store.files import Files
+from rocketq.store.values import Appended
+
+log = logging.getLogger("rocketq.store")
+
+_HEADER = struct.Struct(">qqqqii")
+_ENTRY = struct.Struct(">iqii")
+_INT = struct.Struct(">i")
+_MASK = 0xFFFFFFFF
+_PAGE = 4096
+
+#: Enter the collected messages when they are this many.
+_MAX_PENDING = 512
+#: sysFlag bits of a rolled back transactional message, which is not indexed.
+_ROLLBACK = 0xC
+
+#: 31^0 … in reverse, so that the last n are those for a text of n characters.
+_POWERS = [1]
+for _ in range(255):
+    _POWERS.append(_POWERS[-1] * 31 & _MASK)
+_POWERS.reverse()
+
+
+def _hash(text: str) -> int:
+    """Java's hash of a text as an unsigned number."""
+    if text.isascii() and len(text) <= 256:
+        return int(sum(map(mul, text.encode(), _POWERS[256 - len(text) :]))) & _MASK
+    raw = text.encode("utf-16-be", "surrogatepass")
+    value = 0
+    for (unit,) in struct.iter_unpack(">H", raw):
+        value = value * 31 + unit & _MASK
+    return value
+
+
+_cached_hash = lru_cache(maxsize=4096)(_hash)
+#: For the last four characters of unique ids, which count in hexadecimal.
+_counter_hash = lru_cache(maxsize=1 << 16)(_hash)
+_P4 = 31**4
+
+
+@lru_cache(maxsize=1024)
+def _power(length: int) -> int:
+    return int(pow(31, length, 1 << 32))
+
+
+def _units(text: str) -> int:
+    """The length of a text in Java."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-be", "surrogatepass")) // 2
+
+
+def _positive(value: int) -> int:
+    """|hash| as the index has it: 0 for the one number that has no positive counterpart."""
+    if value & 0x80000000:
+        value = -value & _MASK
+        return 0 if value == 0x80000000 else value
+    return value
+
+
+def key_hash(key: str) -> int:
+    """The hash under which the index enters a whole key like `topic#key`."""
+    return _positive(_hash(key))
+
+
+def key_hashes(topic: str, unique_id: str | None, keys: str | None, tag: str | None) -> list[int]:
+    """The hashes of a message's keys, in the order of their entries. hash(a + b) = hash(a) * 31^len(b) + hash(b)."""
+    hashes = []
+    prefix = _cached_hash(topic + "#")
+    if unique_id is not None:
+        tail = unique_id[-4:]
+        if len(unique_id) > 8 and tail.isascii():
+            own = _cached_hash(unique_id[:-4]) * _P4 + _counter_hash(tail)
+        else:
+            own = _hash(unique_id)
+        hashes.append(_positive((prefix * _power(_units(unique_id)) + own) & _MASK))
+    if keys:
+        for key in keys.split(" "):
+            if key:
+                hashes.append(_positive((prefix * _power(_units(key)) + _hash(key)) & _MASK))
+    if tag:
+        hashes.append(_positive(_cached_hash(f"{topic}#T#{tag}")))
+    return hashes
+
+
+class IndexFile:
+    """One file and the fields of its header."""
+
+    def __init__(self, path: str, slots: int, capacity: int, files: Files) -> None:
+        self.path = path
+        self.slots = slots
+        self.capacity = capacity
+        self.size = _HEADER.size + 4 * slots + 20 * capacity
+        self._entries_at = _HEADER.size + 4 * slots
+        self._files = files
+        self._fd = -1
+        self._mapping: mmap.mmap | None = None
+        self.begin_timestamp = self.end_timestamp = self.begin_offset = self.end_offset = 0
+        self.used_slots = 0
+        self.count = 1
+
+    def load(self) -> bool:
+        """Read the header; False when the file does not have the size that it should."""
+        fd = self._open()
+        if self._files.size(fd) != self.size:
+            return False
+        raw = self._files.pread(fd, _HEADER.size, 0)
+        (
+            self.begin_timestamp,
+            self.end_timestamp,
+            self.begin_offset,
+            self.end_offset,
+            self.used_slots,
+            count,
+        ) = _HEADER.unpack(raw)
+        self.count = min(max(count, 1), self.capacity)
+        return True
+
+    def create(self) -> None:
+        self._fd = self._files.open(self.path, create=True)
+        self._files.truncate(self._fd, self.size)
+
+    def _open(self) -> int:
+        if self._fd < 0:
+            self._fd = self._files.open(self.path)
+        return self._fd
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self.capacity
+
+    def _slot_map(self) -> mmap.mmap:
+        """Header and slots, read-only."""
+        if self._mapping is None:
+            self._mapping = self._files.map(self._open(), self._entries_at)
+        return self._mapping
+
+    def add(self, items: list[tuple[int, int, int]]) -> int:
+        """Enter (hash, physical offset, store time) until the file is full; returns how many were entered."""
+        items = items[: self.capacity - self.count]
+        slots, count, used = self.slots, self.count, self.used_slots
+        begin = self.begin_timestamp
+        mapping = self._slot_map()
+        heads: dict[int, int] = {}
+        entries = []
+        offset = timestamp = 0
+        for value, offset, timestamp in items:
+            slot = value % slots
+            before = heads.get(slot)
+            if before is None:
+                (before,) = _INT.unpack_from(mapping, 40 + 4 * slot)
+                if not 0 < before <= count:
+                    before = 0
+                    used += 1
+            seconds = min(max(timestamp - begin, 0) // 1000, 0x7FFFFFFF) if begin > 0 else 0
+            entries.append(_ENTRY.pack(value, offset, seconds, before))
+            heads[slot] = count
+            if count == 1:
+                self.begin_offset = offset
+                self.begin_timestamp = begin = timestamp
+            count += 1
+        files, fd = self._files, self._open()
+        files.pwrite(fd, b"".join(entries), self._entries_at + 20 * self.count)
+        for slot, number in heads.items():
+            files.pwrite(fd, _INT.pack(number), 40 + 4 * slot)
+        self.count, self.used_slots = count, used
+        self.end_offset, self.end_timestamp = offset, timestamp
+        self._write_header()
+        return len(items)
+
+    def _write_header(self) -> None:
+        header = _HEADER.pack(
+            self.begin_timestamp,
+            self.end_timestamp,
+            self.begin_offset,
+            self.end_offset,
+            self.used_slots,
+            self.count,
+        )
+        self._files.pwrite(self._open(), header, 0)
+
+    def cut(self, offset: int) -> None:
+        """Forget the entries of records from `offset` on, and compute the slots anew."""
+        fd, files = self._open(), self._files
+        low, high = 1, self.capacity
+        while low < high:
+            middle = (low + high) // 2
+            _, physical, _, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * middle))
+            # an entry that was never written is all zeros; only entry 1 can be of the record at 0 with reason
+            written = middle < self.count or physical > 0
+            if written and physical < offset:
+                low = middle + 1
+            else:
+                high = middle
+        self.count = low
+        files.truncate(fd, self._entries_at + 20 * low)
+        files.truncate(fd, self.size)
+        heads = array("i", bytes(4 * self.slots))
+        number = 1
+        while number < low:
+            raw = files.pread(fd, 20 * min(low - number, 50_000), self._entries_at + 20 * number)
+            for (value,) in struct.iter_unpack(">i16x", raw):
+                heads[value % self.slots] = number
+                number += 1
+        self.used_slots = self.slots - heads.count(0)
+        if sys.byteorder == "little":
+            heads.byteswap()
+        self._mapping = None
+        table = memoryview(heads).cast("B")
+        for at in range(0, len(table), _PAGE):
+            page = table[at : at + _PAGE]
+            if files.pread(fd, len(page), 40 + at) != page:
+                files.pwrite(fd, page, 40 + at)
+        if low > 1:
+            _, self.end_offset, seconds, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * (low - 1)))
+            self.end_timestamp = min(self.end_timestamp, self.begin_timestamp + 1000 * seconds + 999)
+        self._write_header()
+
+    def find(self, value: int, begin: int, end: int, room: int) -> list[int]:
+        """Physical offsets of entries with this hash and a time in the range, newest first."""
+        found: list[int] = []
+        (number,) = _INT.unpack_from(self._slot_map(), 40 + 4 * (value % self.slots))
+        while 0 < number < self.count and len(found) < room:
+            raw = self._files.pread(self._open(), 20, self._entries_at + 20 * number)
+            own, offset, seconds, before = _ENTRY.unpack(raw)
+            # entries have whole seconds: one of the range's first second may be the one that is looked for
+            time_ms = self.begin_timestamp + 1000 * seconds
+            if own == value and begin <= time_ms + 999 and time_ms <= end:
+                found.append(offset)
+            if time_ms + 999 < begin or before >= number:
+                break
+            number = before
+        return found
+
+    def overlaps(self, begin: int, end: int) -> bool:
+        return begin <= self.end_timestamp and end >= self.begin_timestamp
+
+    def release(self) -> None:
+        """Give the pages of the slots that were read back to the system."""
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        self._mapping = None
+        if self._fd >= 0:
+            self._files.close(self._fd)
+            self._fd = -1
+
+
+class Index:
+    """All index files. `enabled` False: nothing is entered. Methods raise OSError."""
+
+    def __init__(self, directory: str, slots: int, capacity: int, files: Files) -> None:
+        self.directory = directory
+        self._slots = slots
+        self._capacity = capacity
+        self._files = files
+        self.files: list[IndexFile] = []
+        self._pending: list[Appended] = []
+        self._changed: set[str] = set()
+        self._new_file = False
+        self.enabled = True
+
+    def open(self) -> None:
+        """Find the files; one whose size is not that of the settings is left alone, with an error in the log."""
+        for name in sorted(self._files.listdir(self.directory)):
+            if len(name) != 17 or not name.isdigit():
+                continue
+            path = os.path.join(self.directory, name)
+            file = IndexFile(path, self._slots, self._capacity, self._files)
+            if file.load():
+                self.files.append(file)
+                file.close()
+            else:
+                file.close()
+                log.error(
+                    "%s was made with other settings than maxHashSlotNum=%d maxIndexNum=%d; its keys are not found",
+                    path,
+                    self._slots,
+                    self._capacity,
+                )
+
+    def cut(self, offset: int) -> None:
+        """After an unclean stop: forget what belongs to records from `offset` on."""
+        self._pending.clear()
+        while self.files and self.files[-1].begin_offset >= offset and self.files[-1].count > 1:
+            file = self.files.pop()
+            file.close()
+            self._files.unlink(file.path)
+        if self.files:
+            self.files[-1].cut(offset)
+            self._changed.add(self.files[-1].path)
+
+    def add(self, batch: Iterable[Appended]) -> None:
+        """Collect messages."""
+        if self.enabled:
+            self._pending += batch
+
+    def relieve(self) -> None:
+        """Enter the collected messages when they are many."""
+        if len(self._pending) >= _MAX_PENDING:
+            self.build()
+
+    def build(self) -> None:
+        """Enter the collected messages."""
+        if not self._pending:
+            return
+        items = [
+            (value, message.physical_offset, message.store_timestamp)
+            for message in self._pending
+            if message.sys_flag & _ROLLBACK != _ROLLBACK
+            for value in key_hashes(message.topic, message.unique_id, message.keys, message.tag)
+        ]
+        while items:
+            file = self.files[-1] if self.files else None
+            if file is None or file.full:
+                file = self._roll(file)
+            self._changed.add(file.path)
+            del items[: file.add(items)]
+        self._pending.clear()
+
+    def _roll(self, full: IndexFile | None) -> IndexFile:
+        self._files.make_dirs(self.directory)
+        now = time.time()
+        while True:
+            name = time.strftime("%Y%m%d%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
+            path = os.path.join(self.directory, name)
+            if not self._files.exists(path) and (full is None or path > full.path):
+                break
+            now += 0.001
+        file = IndexFile(path, self._slots, self._capacity, self._files)
+        file.create()
+        self._new_file = True
+        if full is not None:
+            # as in Apache's: the first entry's seconds count from the former file's end
+            file.begin_timestamp = file.end_timestamp = full.end_timestamp
+            file.begin_offset = file.end_offset = full.end_offset
+            full.close()
+        self.files.append(file)
+        return file
+
+    def find(self, key: str, begin: int, end: int, max_count: int) -> list[int]:
+        """Physical offsets of the newest records under a whole key like `topic#key`, each once."""
+        self.build()
+        value = key_hash(key)
+        found: dict[int, None] = {}
+        for file in reversed(self.files):
+            if len(found) >= max_count:
+                break
+            if file.overlaps(begin, end):
+                found.update(dict.fromkeys(file.find(value, begin, end, max_count - len(found))))
+                if file is not self.files[-1]:
+                    file.close()
+            if file.begin_timestamp < begin:
+                break
+        return list(found)
+
+    @property
+    def end_timestamp(self) -> int:
+        return self.files[-1].end_timestamp if self.files else 0
+
+    @property
+    def end_physical_offset(self) -> int:
+        return self.files[-1].end_offset if self.files else 0
+
+    @property
+    def full_timestamp(self) -> int:
+        """End time of the last file that is full; what the checkpoint calls indexMsgTimestamp."""
+        return max((file.end_timestamp for file in self.files if file.full), default=0)
+
+    def take_changed(self) -> tuple[list[str], list[str]]:
+        """Files and directories that have to be forced to disk."""
+        files, self._changed = sorted(self._changed), set()
+        directories = [self.directory] if self._new_file else []
+        self._new_file = False
+        return files, directories
+
+    def release(self) -> None:
+        """Give pages that were read back to the system."""
+        for file in self.files:
+            file.release()
+
+    def close(self) -> None:
+        """Close files; collected messages are forgotten."""
+        for file in self.files:
+            file.close()

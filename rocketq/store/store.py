@@ -1,0 +1,542 @@
+"""The message store: what a broker appends to and reads from.
+
+Appended messages get their offsets at once and are held; :meth:`MessageStore.write` puts all of them into the
+CommitLog with one pwritev, dispatches them to ConsumeQueues and index and tells `on_arrive`. With SYNC_FLUSH the
+second half waits until a flush covers the batch: the flusher's thread calls `on_durable`, the owner calls
+:meth:`MessageStore.advance`.
+
+A store has one owner: all methods are called on one thread. Two more threads exist inside, one that flushes and one
+that makes files ahead of need and saves checkpoints; they touch files, and no table.
+
+Saving a checkpoint: note the end of what is dispatched, write all ConsumeQueue entries and index entries up to
+there (a part at each :meth:`MessageStore.maintain`), then, on the second thread, force the log and these files to
+disk, then the checkpoint itself. Recovery begins at the last checkpoint that was saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from rocketq.errors import InvalidMessage, StoreError, StoreFull
+from rocketq.hashing import tags_code
+from rocketq.properties import MAX_LENGTH
+from rocketq.record import BORN_HOST_V6, MAGIC_V1, STORE_HOST_V6, encode_record
+from rocketq.store.commitlog import blank
+from rocketq.store.config import StoreConfig
+from rocketq.store.files import Buffer, Files, OsFiles, store_error
+from rocketq.store.flush import Flusher
+from rocketq.store.marks import Checkpoint, Marks
+from rocketq.store.reader import Reader
+from rocketq.store.recovery import recover
+from rocketq.store.values import Appended, GetStatus, QueryResult, ReadResult, Recovery
+
+__all__ = ["Appended", "GetStatus", "MessageStore", "QueryResult", "ReadResult", "Recovery"]
+
+log = logging.getLogger("rocketq.store")
+
+_HEAD = struct.Struct(">IIIiiqqiq8sq8siqi")
+_WIDTH = struct.Struct(">H")
+_V6 = BORN_HOST_V6 | STORE_HOST_V6
+_PREPARED = 4  # sysFlag bit of prepared and rolled back transactional messages: no queue offset
+
+#: Seconds between checkpoints.
+_CHECKPOINT_EVERY = 10.0
+#: ConsumeQueues that one `maintain` writes.
+_QUEUES_PER_TURN = 200
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+class MessageStore(Reader):
+    """A store in one directory; see the module's text.
+
+    `on_arrive(messages)`: called on the owner's thread when messages have become readable, in order.
+    `on_durable(offset)`: called on another thread when the log is on disk up to `offset`.
+    `writable`, `why_not_writable`: False with a sentence while the disk is full, past its mark or broken.
+    """
+
+    def __init__(
+        self, config: StoreConfig, *, files: Files | None = None, clock_ms: Callable[[], int] = _now_ms
+    ) -> None:
+        super().__init__(config, files or OsFiles())
+        self._clock_ms = clock_ms
+        self._sync = config.sync_flush
+        self._marks = Marks(config.store_path_root_dir, self.files)
+        self._flusher = Flusher(self.log, 0 if self._sync else config.flush_interval_commit_log / 1000)
+        self._flusher.on_durable = self._durable
+        self.on_arrive: Callable[[list[Appended]], None] | None = None
+        self.on_durable: Callable[[int], None] | None = None
+        self.writable = False
+        self.why_not_writable = "the store is not open"
+        self._broken = ""  # a reason that stays
+        self._full = ""  # a reason that goes away when there is space
+        # the batch that is being collected
+        self._batch: list[Appended] = []
+        self._parts: list[Buffer] = []
+        self._parts_at = 0
+        self._chunks: list[tuple[int, list[Buffer]]] = []
+        self._tail = 0
+        self._room = 0
+        self._table = self.consume_queues.table
+        # batches that wait for the disk
+        self._undispatched: deque[tuple[int, list[Appended]]] = deque()
+        self._last: tuple[int, int] = (-1, 0)  # offset and store time of the last dispatched record
+        # checkpoints
+        self._helper: ThreadPoolExecutor | None = None
+        self._preparing: Future[None] | None = None
+        self._saving: Future[None] | None = None
+        self._goal: tuple[Checkpoint, int] | None = None
+        self._saved_offset = 0
+        self._saved_at = 0.0
+
+    # opening and closing
+
+    def open(self) -> Recovery:
+        """Take the directory, recover what is in it, and begin to serve.
+
+        Raises StoreLocked (naming the owner's pid), StoreFull, or StoreError when the disk fails or the log is
+        damaged (see :mod:`rocketq.store.recovery`); the store is closed then.
+        """
+        try:
+            self._marks.lock()
+            try:
+                return self._open()
+            except BaseException:
+                self.log.close()
+                self.consume_queues.close()
+                self.index.close()
+                self._marks.unlock()
+                raise
+        except OSError as error:
+            raise store_error(f"cannot open the store in {self.config.store_path_root_dir}", error) from error
+
+    def _open(self) -> Recovery:
+        config, queues = self.config, self.consume_queues
+        clean = self._marks.is_clean()
+        checkpoint = self._marks.load()
+        self._marks.set_abort()
+        self.log.open()
+        queues.scan()
+        self.index.enabled = config.message_index_enable
+        self.index.open()
+        report, last = recover(
+            self.log,
+            queues,
+            self.index,
+            checkpoint,
+            self.files,
+            clean=clean,
+            check_crc=config.check_crc_on_recover,
+            delays=config.delay_levels(),
+        )
+        end = report.end
+        if last is not None:
+            self._last = (last.offset, last.store_timestamp)
+        self.readable = self._tail = end
+        self._room = self.log.room(end)
+        # what was recovered was written by another process, and perhaps never forced to disk
+        for file in self.log.files:
+            if file.start < end and file.end > report.checked_from:
+                self.log.writable(file.start)
+        self.log.sync(report.checked_from, end)
+        self._flusher.start(end)
+        self._helper = ThreadPoolExecutor(1, "rocketq-store")
+        self._saved_offset = checkpoint.offset or 0
+        if report.records or self._saved_offset != end:
+            self._save_now()
+        self._judge()
+        self._saved_at = time.monotonic()
+        log.info("store %s is open: %s", config.store_path_root_dir, report)
+        return report
+
+    def close(self) -> None:
+        """Force everything to disk and give the directory back. Raises StoreError when that was not possible.
+
+        Messages that were appended and not written are forgotten.
+        """
+        if self._helper is None:
+            return
+        self._take_back()
+        self._helper.shutdown()
+        self._helper = None
+        self._flusher.on_durable = None
+        self._flusher.stop()
+        self.advance()
+        self.writable, self.why_not_writable = False, "the store is closed"
+        try:
+            if not self._broken and not self._flusher.failure:
+                self._save_now()
+                self.log.drop_prepared()
+                self._marks.clear_abort()
+        except OSError as error:
+            raise store_error(f"cannot close the store in {self.config.store_path_root_dir}", error) from error
+        finally:
+            self.log.close()
+            self.consume_queues.close()
+            self.index.close()
+            self._marks.unlock()
+
+    # appending
+
+    def append(
+        self,
+        topic: str,
+        queue_id: int,
+        body: Buffer,
+        properties: str,
+        *,
+        tag: str | None,
+        unique_id: str | None,
+        keys: str | None,
+        flag: int,
+        sys_flag: int,
+        born_timestamp: int,
+        born_host: bytes,
+        store_host: bytes,
+        reconsume_times: int = 0,
+        prepared_transaction_offset: int = 0,
+        deliver_time: int | None = None,
+    ) -> Appended:
+        """Give a message its place; nothing is written before :meth:`write`.
+
+        `properties` is the whole property string; `tag`, `unique_id` and `keys` are what it says under TAGS,
+        UNIQ_KEY and KEYS. `deliver_time` (ms) takes the place of the tag's code for delayed messages. Hosts are
+        packed (:func:`rocketq.record.pack_host`). Raises StoreFull while the store is not writable, InvalidMessage
+        when properties or record are too long for their place.
+        """
+        if not self.writable:
+            raise StoreFull(self.why_not_writable)
+        queue = self._table.get((topic, queue_id)) or self.consume_queues.obtain(topic, queue_id)
+        raw = properties.encode()
+        width = len(raw)
+        if width > MAX_LENGTH:
+            raise InvalidMessage(
+                f"the properties of a message to {topic} have {width} bytes, {MAX_LENGTH} is the most"
+            )
+        length = len(body)
+        size = queue.overhead + length + width + len(born_host) + len(store_host) - 16
+        offset = self._tail
+        if offset + size > self._room:
+            offset = self._roll(topic, size)
+        queue_offset = 0 if sys_flag & _PREPARED else queue.next_offset
+        now = self._clock_ms()
+        if len(born_host) == 8 and len(store_host) == 8 and len(queue.topic_raw) <= 127:
+            head = _HEAD.pack(
+                size,
+                MAGIC_V1,
+                zlib.crc32(body) & 0x7FFFFFFF,
+                queue_id,
+                flag,
+                queue_offset,
+                offset,
+                sys_flag & ~_V6,
+                born_timestamp,
+                born_host,
+                now,
+                store_host,
+                reconsume_times,
+                prepared_transaction_offset,
+                length,
+            )
+            self._parts += (head, body, queue.topic_head + _WIDTH.pack(width) + raw)
+        else:
+            record = encode_record(
+                queue_id,
+                queue_offset,
+                offset,
+                queue.topic_raw,
+                bytes(body),
+                raw,
+                flag,
+                sys_flag,
+                born_timestamp,
+                born_host,
+                now,
+                store_host,
+                reconsume_times,
+                prepared_transaction_offset,
+            )
+            self._parts.append(record)
+        self._tail = offset + size
+        if not sys_flag & _PREPARED:
+            queue.next_offset = queue_offset + 1
+        if deliver_time is None:
+            deliver_time = tags_code(tag) if tag else 0
+        appended = Appended(
+            topic,
+            queue_id,
+            queue_offset,
+            offset,
+            size,
+            now,
+            deliver_time,
+            sys_flag,
+            queue,
+            unique_id,
+            keys,
+            tag,
+        )
+        self._batch.append(appended)
+        return appended
+
+    def _roll(self, topic: str, size: int) -> int:
+        """Fill the file up and go to the next one; returns its first offset."""
+        if size + 8 > self.config.mapped_file_size_commit_log:
+            raise InvalidMessage(
+                f"a message to {topic} takes {size} bytes and does not fit into a CommitLog file of "
+                f"mappedFileSizeCommitLog={self.config.mapped_file_size_commit_log}"
+            )
+        end = self._room + 8
+        if self._tail < end:
+            self._parts.append(blank(end - self._tail))
+        self._next_chunk(end)
+        self._room = self.log.room(end)
+        return end
+
+    def _next_chunk(self, offset: int) -> None:
+        if self._parts:
+            self._chunks.append((self._parts_at, self._parts))
+            self._parts = []
+        self._parts_at = offset
+
+    def write(self) -> list[Appended]:
+        """Write everything that was appended since the last call; returns it.
+
+        Without SYNC_FLUSH it is readable then. Raises StoreFull or StoreError when that fails: nothing of the batch
+        is stored then, and its offsets are free again.
+        """
+        batch = self._batch
+        if not batch:
+            return batch
+        flusher = self._flusher
+        if self._chunks:
+            self._next_chunk(self._tail)
+            chunks, self._chunks = self._chunks, []
+        else:
+            chunks = [(self._parts_at, self._parts)]
+            self._parts = []
+        try:
+            for offset, parts in chunks:
+                self.log.write(offset, parts)
+        except OSError as error:
+            raise self._write_failed(error, flusher.written) from error
+        self._batch = []
+        end = self._parts_at = self._tail
+        flusher.advance(end)
+        if self._sync:
+            self._undispatched.append((end, batch))
+        else:
+            self._dispatch(end, batch)
+        return batch
+
+    def _write_failed(self, error: OSError, written: int) -> StoreError:
+        """Make as if the batch had never been."""
+        failure = store_error(f"cannot write to the CommitLog in {self.log.directory}", error)
+        try:
+            # what was written of the batch must not be found by a recovery
+            self.log.cut(written)
+        except OSError as second:
+            self._broken = f"{failure}; nor can what was written of the batch be taken back ({second}): restart"
+        self._take_back()
+        if isinstance(failure, StoreFull):
+            self._full = f"{failure}; free space, writing goes on by itself"
+        elif not self._broken:
+            self._broken = f"{failure}: check the disk and restart"
+        self._judge()
+        return failure
+
+    def _take_back(self) -> None:
+        """Forget the batch that is being collected."""
+        for appended in reversed(self._batch):
+            if not appended.sys_flag & _PREPARED:
+                appended.queue.next_offset = appended.queue_offset
+        self._batch, self._parts, self._chunks = [], [], []
+        self._tail = self._parts_at = self._flusher.written
+        self._room = self.log.room(self._tail)
+
+    def _dispatch(self, end: int, batch: list[Appended]) -> None:
+        """Make messages readable."""
+        queues, index = self.consume_queues, self.index
+        self.readable = end
+        last = batch[-1]
+        self._last = (last.physical_offset, last.store_timestamp)
+        index.add(batch)
+        try:
+            queues.dispatch(batch)
+            queues.relieve()
+            index.relieve()
+        except OSError as error:
+            self._derived_failed(error)
+        if self.on_arrive is not None:
+            self.on_arrive(batch)
+
+    def _derived_failed(self, error: OSError) -> None:
+        """Entries could not be written; they are kept in memory, so no more may come."""
+        failure = store_error("cannot write ConsumeQueue or index files", error)
+        log.error("%s", failure)
+        self._full = f"{failure}; free space, writing goes on by itself"
+        self._judge()
+
+    def _durable(self, offset: int) -> None:
+        """On the flusher's thread."""
+        if self.on_durable is not None:
+            self.on_durable(offset)
+
+    def advance(self) -> int:
+        """Dispatch what a flush has covered (only with SYNC_FLUSH is there anything); returns `durable_offset`."""
+        durable = self._flusher.durable
+        waiting = self._undispatched
+        while waiting and waiting[0][0] <= durable:
+            self._dispatch(*waiting.popleft())
+        if self._flusher.failure and not self._broken:
+            self._broken = self._flusher.failure
+            self._judge()
+        return durable
+
+    @property
+    def written_offset(self) -> int:
+        """End of what was written."""
+        return self._flusher.written
+
+    @property
+    def durable_offset(self) -> int:
+        """End of what is known to be on disk."""
+        return self._flusher.durable
+
+    # upkeep
+
+    def delete_topic(self, topic: str) -> None:
+        """Remove the queues of a topic. Its records stay in the log until their files go. Raises StoreError."""
+        try:
+            self.consume_queues.delete(topic)
+            self._save_now()  # so that an unclean stop does not bring the queues back
+        except OSError as error:
+            raise store_error(f"cannot delete the queues of topic {topic}", error) from error
+
+    def maintain(self) -> None:
+        """Regular work of a few ms, to be called on the owner's thread once or twice a second."""
+        self.advance()
+        self._prepare_next()
+        try:
+            self.index.build()
+            self._checkpoint()
+        except OSError as error:
+            self._derived_failed(error)
+        else:
+            self._full = ""
+        self._judge()
+        self.log.close_before(self.durable_offset)
+        self.log.release()
+        self.index.release()
+
+    def _judge(self) -> None:
+        """Decide whether the store is writable."""
+        why = self._broken or self._flusher.failure or self._full
+        if not why:
+            used, free = self.files.disk(self.log.directory)
+            limit = self.config.disk_space_warning_level_ratio
+            if used * 100 >= limit:
+                why = (
+                    f"the disk of {self.log.directory} is {used:.1%} full, diskSpaceWarningLevelRatio={limit} is "
+                    f"reached ({free >> 20} MiB are free): free space, writing goes on by itself"
+                )
+        if why != self.why_not_writable:
+            if why:
+                log.error("writes are refused: %s", why)
+            elif not self.writable:
+                log.info("the store is writable")
+        self.writable, self.why_not_writable = not why, why
+
+    def _prepare_next(self) -> None:
+        """Have the next file made when the present one is nearly full."""
+        size = self.config.mapped_file_size_commit_log
+        if self._helper is None or self.log.end - self._tail > size // 8:
+            return
+        if self._preparing is None or self._preparing.done():
+            self._preparing = self._helper.submit(self._prepare)
+
+    def _prepare(self) -> None:
+        """On the helper's thread."""
+        try:
+            self.log.prepare_next()
+        except OSError as error:
+            log.warning("the next CommitLog file cannot be made yet: %s", error)
+
+    def _note(self) -> Checkpoint:
+        """The checkpoint that may be saved once everything that is dispatched now is on disk."""
+        last, timestamp = self._last
+        return Checkpoint(
+            timestamp, timestamp, self.index.full_timestamp, self.readable, last, len(self.consume_queues.keys())
+        )
+
+    def _checkpoint(self) -> None:
+        """One step towards the next checkpoint, when it is time for one."""
+        queues = self.consume_queues
+        if self._saving is not None:
+            if not self._saving.done():
+                return
+            self._saving.result()
+            self._saving = None
+        if self._goal is None:
+            if time.monotonic() - self._saved_at < _CHECKPOINT_EVERY or self._saved_offset == self.readable:
+                return
+            self._goal = self._note(), queues.flushes + queues.dirty_count
+        checkpoint, flushes = self._goal
+        queues.flush(min(_QUEUES_PER_TURN, flushes - queues.flushes))
+        if queues.flushes < flushes or self._helper is None:
+            return
+        self._goal = None
+        self._saved_at = time.monotonic()
+        self._saved_offset = checkpoint.offset or 0
+        self._saving = self._helper.submit(self._save, checkpoint, *self._changed())
+
+    def _changed(self) -> tuple[list[str], list[str]]:
+        files, directories = self.consume_queues.take_changed()
+        more_files, more_directories = self.index.take_changed()
+        return [*files, *more_files], [*directories, *more_directories]
+
+    def _save(self, checkpoint: Checkpoint, paths: list[str], directories: list[str]) -> None:
+        """Force log and derived files to disk, then save the checkpoint. On the helper's thread, or at the end."""
+        files = self.files
+        self._flusher.flush()
+        if self._flusher.failure or self._broken:
+            return
+        try:
+            for path in paths:
+                with suppress(FileNotFoundError):  # its topic was deleted meanwhile
+                    fd = files.open(path)
+                    try:
+                        files.fdatasync(fd)
+                    finally:
+                        files.close(fd)
+            for directory in directories:
+                with suppress(FileNotFoundError):
+                    files.fsync_dir(directory)
+            self._marks.save(checkpoint)
+        except OSError as error:
+            # what was not saved now may never be: no later checkpoint of this run may claim that it was
+            self._broken = (
+                f"ConsumeQueue or index files could not be forced to disk ({error}): check it and restart"
+            )
+            log.error("%s", self._broken)
+
+    def _save_now(self) -> None:
+        """Save a checkpoint of everything, on this thread."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
+        self._goal = None
+        self.index.build()
+        self.consume_queues.flush(self.consume_queues.dirty_count)
+        checkpoint = self._note()
+        self._save(checkpoint, *self._changed())
+        self._saved_offset = checkpoint.offset or 0
