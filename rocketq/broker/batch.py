@@ -92,7 +92,11 @@ class Batch:
         self._host_hex = store_host.hex().upper()
         if self._sync:
             loop = asyncio.get_running_loop()
-            self._store.on_durable = lambda _: loop.call_soon_threadsafe(self._durable)
+
+            def durable(offset: int) -> None:  # on the flusher's thread
+                loop.call_soon_threadsafe(self._durable)
+
+            self._store.on_durable = durable
 
     def config_changed(self) -> None:
         """Read the settings anew that may change while the broker runs."""

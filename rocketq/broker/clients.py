@@ -105,12 +105,8 @@ class Clients:
         return found or self._pulled.get((group, topic))
 
     def compensate(self, group: str, topic: str, subscription: SubscriptionData) -> None:
-        """Note the subscription that a pull carried; it replaces the one of a registered group."""
-        registered = self.consumers.get(group)
-        if registered is not None and topic in registered.subscriptions:
-            registered.subscriptions[topic] = subscription
-        else:
-            self._pulled[group, topic] = subscription
+        """Note the subscription that a pull carried. What a heartbeat said of the topic stays in force."""
+        self._pulled[group, topic] = subscription
 
     def connection_lost(self, connection: Connection) -> None:
         """Forget everybody who was on this connection."""
@@ -165,7 +161,7 @@ class Clients:
             group = self.consumers[name] = ConsumerGroup(
                 name, consumer.consume_type, consumer.message_model, consumer.consume_from_where
             )
-        other_fingerprint = group.fingerprint not in (0, data.heartbeat_fingerprint)
+        other_fingerprint = group.fingerprint != data.heartbeat_fingerprint
         group.fingerprint = data.heartbeat_fingerprint
         group.consume_type = consumer.consume_type
         group.message_model = consumer.message_model

@@ -45,7 +45,7 @@ _READ = int(Perm.READ)
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class _Pull(Header):
+class PullHeader(Header):
     """What the pull path reads of `PullMessageRequestHeader`."""
 
     consumer_group: str = msgspec.field(name="consumerGroup")
@@ -112,6 +112,8 @@ class Pull:
         self._offsets = offsets
         self._hold = hold
         self._statistics = statistics
+        #: (group, topic) -> subscription that its last pull carried
+        self._carried: dict[tuple[str, str], tuple[str, str, int]] = {}
         #: (group, topic, queue id) -> where the group's last pull of the queue ended
         self.positions: dict[tuple[str, str, int], int] = {}
         hold.retry = self._again
@@ -120,7 +122,7 @@ class Pull:
         return {RequestCode.PULL_MESSAGE: self._pull, RequestCode.LITE_PULL_MESSAGE: self._pull}
 
     def _pull(self, connection: Connection, request: Command) -> Reply:
-        header = request.header(_Pull)
+        header = request.header(PullHeader)
         try:
             codes = self._check(connection, header)
         except _Refused as refused:
@@ -153,7 +155,7 @@ class Pull:
             return None
         return self._answer(request.opaque, request.serialize_type, code, result)
 
-    def _check(self, connection: Connection, header: _Pull) -> frozenset[int] | None:
+    def _check(self, connection: Connection, header: PullHeader) -> frozenset[int] | None:
         """The tag codes that the pull asks for. Raises _Refused."""
         config = self._config
         topic, group = header.topic, header.consumer_group
@@ -190,7 +192,7 @@ class Pull:
             raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
         return parse_codes(expression)
 
-    def _subscription(self, header: _Pull, broadcast_allowed: bool) -> SubscriptionData:
+    def _subscription(self, header: PullHeader, broadcast_allowed: bool) -> SubscriptionData:
         """What the group said in its heartbeats that it wants of the topic. Raises _Refused."""
         topic, group = header.topic, header.consumer_group
         registered = self._clients.consumer(group)
@@ -203,7 +205,7 @@ class Pull:
         if not self._groups.may_read(group, topic):
             remark = f"the consumer group[{group}] is forbidden for topic[{topic}]"
             raise _Refused(ResponseCode.NO_PERMISSION, remark, 5)
-        subscription = self._clients.subscription(group, topic)
+        subscription = registered.subscriptions.get(topic)
         if subscription is None:
             remark = f"the consumer's subscription not exist\n{FAQ}"
             raise _Refused(ResponseCode.SUBSCRIPTION_NOT_EXIST, remark)
@@ -211,19 +213,15 @@ class Pull:
             raise _Refused(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
         return subscription
 
-    def _compensate(self, header: _Pull) -> None:
-        """A pull that carries its subscription makes it the group's, as a heartbeat would."""
+    def _compensate(self, header: PullHeader) -> None:
+        """Note what a consumer wants that tells it with its pulls and not with heartbeats."""
         topic, group = header.topic, header.consumer_group
         expression = header.subscription or ALL
         kind = header.expression_type or "TAG"
-        known = self._clients.subscription(group, topic)
-        if (
-            known is not None
-            and known.sub_string == expression
-            and known.expression_type == kind
-            and known.sub_version >= header.sub_version
-        ):
+        wanted = (expression, kind, header.sub_version)
+        if self._carried.get((group, topic)) == wanted:
             return
+        self._carried[group, topic] = wanted
         tags = sorted(parse_tags(expression) or ()) if kind == "TAG" else []
         subscription = SubscriptionData(
             topic=topic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rocketq.config import BrokerConfig
+from rocketq.record import PHYSICAL_OFFSET_AT
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import (
@@ -64,7 +65,8 @@ class Query:
         if not found.buffers:
             remark = "can not find message, maybe time range not correct"
             return encode_response(request, ResponseCode.QUERY_NOT_FOUND, remark, ext)
-        return encode_response(request, ResponseCode.SUCCESS, header=ext, body=b"".join(found.buffers))
+        records = sorted(found.buffers, key=_place)  # oldest first, as Apache answers
+        return encode_response(request, ResponseCode.SUCCESS, header=ext, body=b"".join(records))
 
     def _by_id(self, connection: Connection, request: Command) -> Reply:
         offset = request.header(ViewMessageHeader).offset
@@ -95,3 +97,8 @@ class Query:
         timestamp = self._store.earliest_store_time(header.topic, header.queue_id)
         answer = GetEarliestMsgStoretimeResponse(timestamp=timestamp)
         return encode_response(request, ResponseCode.SUCCESS, header=answer)
+
+
+def _place(record: memoryview) -> bytes:
+    """What records sort by: their physical offset, big-endian."""
+    return bytes(record[PHYSICAL_OFFSET_AT : PHYSICAL_OFFSET_AT + 8])

@@ -23,7 +23,7 @@ from rocketq.broker.locks import QueueLocks
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreFull
+from rocketq.errors import InvalidMessage, StoreFull
 from rocketq.message import new_unique_id
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import TRANSACTION_MASK
@@ -41,7 +41,7 @@ Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
-class _Send(Header):
+class SendHeader(Header):
     """What the send path reads of `SendMessageRequestHeader` (code 10); the rest is not even decoded."""
 
     topic: str
@@ -56,7 +56,7 @@ class _Send(Header):
     max_reconsume_times: Int32 | None = msgspec.field(name="maxReconsumeTimes", default=None)
 
 
-class _SendV2(Header):
+class SendHeaderV2(Header):
     """The same of `SendMessageRequestHeaderV2` (codes 310 and 320)."""
 
     topic: str = msgspec.field(name="b")
@@ -152,7 +152,8 @@ class Sender:
     # one message
 
     def _single(self, connection: Connection, request: Command) -> Reply:
-        header: _Send | _SendV2 = request.header(_SendV2 if request.code == 310 else _Send)
+        header: SendHeader | SendHeaderV2
+        header = request.header(SendHeaderV2) if request.code == 310 else request.header(SendHeader)
         topic = header.topic
         queue_id = header.queue_id
         body = request.body
@@ -171,8 +172,8 @@ class Sender:
                 limit = self._check_topic(connection, topic, header)
             if not 0 <= queue_id < limit:
                 queue_id = self._queue(connection, topic, queue_id)
-            if not body or len(body) > self._config.max_message_size:
-                raise self._illegal(body)
+            if not 0 < len(body) <= self._config.max_message_size:
+                self._check_body(body)
             unique_id = properties.get("UNIQ_KEY")
             if not unique_id:
                 unique_id = properties["UNIQ_KEY"] = new_unique_id()
@@ -192,7 +193,7 @@ class Sender:
                     queue_id = target_queue
             text += self._batch.own_properties
             if len(text) > 8000 and len(text.encode()) > props.MAX_LENGTH:
-                raise self._illegal(body)
+                raise self._illegal()
             appended = self._store.append(
                 topic,
                 target_queue,
@@ -213,10 +214,12 @@ class Sender:
             return self._refusal(request, refused.code, refused.remark)
         except StoreFull as error:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
+        except InvalidMessage as error:
+            return self._refusal(request, ResponseCode.MESSAGE_ILLEGAL, str(error))
         self._batch.add(connection, request, unique_id, queue_id, appended, wait=properties.get("WAIT") != "false")
         return None
 
-    def _check_topic(self, connection: Connection, topic: str, header: _Send | _SendV2) -> int:
+    def _check_topic(self, connection: Connection, topic: str, header: SendHeader | SendHeaderV2) -> int:
         """The number of queue ids that the topic accepts; the topic is created if that is allowed."""
         config = self._topics.get(topic)
         writable = bool(self._config.broker_permission & Perm.WRITE)
@@ -253,7 +256,7 @@ class Sender:
         self,
         topic: str,
         queue_id: int,
-        header: _Send | _SendV2,
+        header: SendHeader | SendHeaderV2,
         request: Command,
         properties: dict[str, str],
     ) -> str:
@@ -274,7 +277,7 @@ class Sender:
     def _special(self, topic: str, queue_id: int, properties: dict[str, str]) -> _Target:
         """The place of a message with properties that mean something to the broker. Changes `properties`."""
         if props.INNER_NUM in properties:
-            raise self._illegal(b"")
+            raise self._illegal()
         if properties.get(props.TRAN_MSG) == "true":
             raise self._transactional()
         if topic.startswith(names.DLQ_PREFIX):
@@ -317,15 +320,20 @@ class Sender:
         deliver_time = self._deliver_time(level)
         return _Target(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), deliver_time)
 
-    def _illegal(self, body: bytes) -> _Refused:
-        limit = self._config.max_message_size
+    def _illegal(self) -> _Refused:
         remark = (
             "the message is illegal, maybe msg body or properties length not matched. msg body length limit "
-            f"{limit}B, msg properties length limit 32KB."
+            f"{self._config.max_message_size}B, msg properties length limit 32KB."
         )
+        return _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+
+    def _check_body(self, body: bytes) -> None:
+        limit = self._config.max_message_size
         if not body:
             remark = f"the message body is empty: a message needs at least one byte and at most {limit}"
-        return _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+            raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+        if len(body) > limit:
+            raise self._illegal()
 
     def _transactional(self) -> _Refused:
         return _Refused(ResponseCode.NO_PERMISSION, "transactional messages are not supported yet by this broker")
@@ -340,7 +348,7 @@ class Sender:
     # several messages in one request
 
     def _several(self, connection: Connection, request: Command) -> Reply:
-        header = request.header(_SendV2)
+        header = request.header(SendHeaderV2)
         topic = header.topic
         try:
             if self._batch.busy:
@@ -358,8 +366,8 @@ class Sender:
                 remark = f"message topic length too long {len(topic)}"
                 raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
             body = request.body
-            if not body or len(body) > self._config.max_message_size:
-                raise self._illegal(body)
+            if not 0 < len(body) <= self._config.max_message_size:
+                self._check_body(body)
             items = self._items(body, topic)
             append = self._store.append
             all_appended = [
@@ -384,6 +392,8 @@ class Sender:
             return self._refusal(request, refused.code, refused.remark)
         except StoreFull as error:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
+        except InvalidMessage as error:
+            return self._refusal(request, ResponseCode.MESSAGE_ILLEGAL, str(error))
         own = decode_properties(header.properties or "")
         self._batch.add(
             connection,
@@ -415,7 +425,7 @@ class Sender:
                     remark = f"a batch to topic[{topic}] holds a delayed, timed or transactional message"
                     raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
                 if not length:
-                    raise self._illegal(b"")
+                    self._check_body(b"")
                 items.append((flag, body[start : start + length], text, properties))
                 offset = stop
         except (struct.error, ValueError) as error:

@@ -337,4 +337,4 @@ async def _packed_address(host: str, port: int) -> bytes:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(f"brokerIP1={host} cannot be resolved: {error}") from None
-    return pack_host(found[0][4][0], port)
+    return pack_host(str(found[0][4][0]), port)

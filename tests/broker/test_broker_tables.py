@@ -1,0 +1,211 @@
+"""Topics, groups and what survives a restart; the operators' requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_wire import Wire, running, with_broker
+
+from rocketq import javajson
+from rocketq.broker.server import Broker
+from rocketq.errors import StoreLocked
+
+
+def topic_header(topic: str, **more: Any) -> dict[str, Any]:
+    header = {"topic": topic, "defaultTopic": "TBW102", "readQueueNums": 4, "writeQueueNums": 4, "perm": 6}
+    return header | {"topicFilterType": "SINGLE_TAG", "topicSysFlag": 0, "order": "false"} | more
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (_, wire):
+            await wire.call(17, topic_header("Made", readQueueNums=3, writeQueueNums=2, order="true"))
+            await wire.store("Sent", b"kept", queue=1)
+            await wire.call(200, {}, b'{"groupName":"GMade","retryMaxTimes":3}')
+            await wire.pull("Sent", queue=1, group="GPulled")
+            header = {"consumerGroup": "GPulled", "topic": "Sent", "queueId": 1, "commitOffset": 1}
+            assert (await wire.call(15, header)).code == 0
+        async with running(tmp_path) as (broker, wire):
+            made = broker.topics.table["Made"]
+            assert (made.read_queue_nums, made.write_queue_nums, made.order) == (3, 2, True)
+            assert broker.groups.table["GMade"].retry_max_times == 3
+            assert broker.offsets.query("GPulled", "Sent", 1) == 1
+            (message,) = await wire.messages("Sent", queue=1)
+            assert message.body == b"kept"
+            assert (await wire.store("Sent", queue=1)).ext["queueOffset"] == "1"
+
+    asyncio.run(main())
+
+
+def test_the_files_have_the_form_of_apache(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (_, wire):
+            await wire.store("T")
+            await wire.pull("T")
+
+    asyncio.run(main())
+    text = (tmp_path / "config" / "topics.json").read_text()
+    assert text.startswith('{\n\t"dataVersion":{\n\t\t"counter":')
+    saved = javajson.loads(text)
+    assert list(saved) == ["dataVersion", "topicConfigTable"]
+    assert saved["topicConfigTable"]["T"] == {
+        "attributes": {},
+        "order": False,
+        "perm": 6,
+        "readQueueNums": 4,
+        "topicFilterType": "SINGLE_TAG",
+        "topicName": "T",
+        "topicSysFlag": 0,
+        "writeQueueNums": 4,
+    }
+    groups = javajson.loads((tmp_path / "config" / "subscriptionGroup.json").read_text())
+    assert list(groups) == ["dataVersion", "forbiddenTable", "subscriptionGroupTable"]
+    assert groups["subscriptionGroupTable"]["G"]["groupRetryPolicy"] == {"type": "CUSTOMIZED"}
+
+
+def test_a_topic_whose_settings_were_lost_keeps_its_messages(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (_, wire):
+            await wire.store("T", b"kept", queue=2)
+        for name in ("topics.json", "topics.json.bak"):
+            (tmp_path / "config" / name).unlink(missing_ok=True)
+        async with running(tmp_path) as (broker, wire):
+            assert broker.topics.table["T"].read_queue_nums == 3
+            assert [message.body for message in await wire.messages("T", queue=2)] == [b"kept"]
+
+    asyncio.run(main())
+
+
+def test_thousands_of_new_topics_do_not_rewrite_the_file_each_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            saves = 0
+            to_json = broker.topics.to_json
+
+            def counted() -> Any:
+                nonlocal saves
+                saves += 1
+                return to_json()
+
+            broker.topics.to_json = counted  # type: ignore[method-assign]
+            opaques = [wire.message(f"T{number}") for number in range(2000)]
+            for opaque in opaques:
+                assert (await wire.answer(opaque, 30)).code == 0
+            assert saves < 200
+        async with running(tmp_path) as (broker, _):
+            assert len([name for name in broker.topics.table if name.startswith("T")]) >= 2000
+
+    asyncio.run(main())
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path):
+            with pytest.raises(StoreLocked):
+                async with running(tmp_path):
+                    pass
+
+    asyncio.run(main())
+
+
+def test_a_deleted_topic_takes_its_messages_and_offsets_along(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.store("T")
+        await wire.pull("T", sysFlag=5, commitOffset=1)
+        assert (await wire.call(215, {"topic": "T"})).code == 0
+        assert "T" not in broker.topics.table
+        assert broker.offsets.query("G", "T", 0) == -1
+        assert (await wire.pull("T")).code == 17
+        assert (await wire.store("T")).ext["queueOffset"] == "0"
+
+    with_broker(tmp_path, test)
+
+
+def test_a_changed_topic_counts_for_the_next_send(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.call(17, topic_header("T"))
+        assert (await wire.store("T", queue=3)).code == 0
+        version = broker.topics.data_version.counter
+        await wire.call(17, topic_header("T", readQueueNums=2, writeQueueNums=2))
+        assert broker.topics.data_version.counter == version + 1
+        assert (await wire.store("T", queue=3)).code == 29
+        await wire.call(17, topic_header("T", readQueueNums=8, writeQueueNums=8))
+        assert (await wire.store("T", queue=7)).code == 0
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "code", "text"),
+    [
+        ("+queue.type=BatchCQ", 29, "not supported by this broker"),
+        ("+cleanup.policy=COMPACTION", 29, "not supported by this broker"),
+        ("+reserve.time=x", 1, "not an integer"),
+        ("message.type=FIFO", 1, "format"),
+        ("+message.type=FIFO,+reserve.time=5", 0, ""),
+    ],
+)
+def test_attributes_of_topics_are_checked(tmp_path: Path, attributes: str, code: int, text: str) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        answer = await wire.call(17, topic_header("T", attributes=attributes))
+        assert answer.code == code
+        assert text in (answer.remark or "")
+        assert ("T" in broker.topics.table) == (code == 0)
+
+    with_broker(tmp_path, test)
+
+
+def test_consume_stats_tell_how_far_a_group_is(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        for _ in range(5):
+            await wire.store("T", queue=1, d=2)
+        await wire.pull("T", queue=1, sysFlag=5, commitOffset=2)
+        answer = await wire.call(208, {"consumerGroup": "G"})
+        table = javajson.loads(answer.body)["offsetTable"]
+        by_queue = {queue.queue_id: value for queue, value in table.items()}
+        assert by_queue[1]["brokerOffset"] == 5
+        assert by_queue[1]["consumerOffset"] == 2
+        assert by_queue[1]["pullOffset"] == 5
+        assert by_queue[1]["lastTimestamp"] == broker.store.store_time("T", 1, 1)
+        assert by_queue[0]["brokerOffset"] == 0
+
+    with_broker(tmp_path, test)
+
+
+def test_runtime_info_has_the_keys_that_exporters_need(tmp_path: Path) -> None:
+    golden = Path(__file__).parent.parent / "golden" / "admin.jsonl"
+    line = next(
+        line for line in map(json.loads, golden.read_text().splitlines()) if line["name"] == "broker_runtime_info"
+    )
+    wanted = {key for key in json.loads(line["response_body"])["table"] if "/" not in key and "Message" not in key}
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.store("T")
+        table = json.loads((await wire.call(28)).body)["table"]
+        assert not wanted - set(table) - {key for key in wanted if key.startswith("schedule")}
+        assert table["putMessageTimesTotal"] == "1"
+        assert int(table["brokerVersion"]) == 493
+        assert len(table["commitLogDirCapacity"].split(" ")) >= 8
+        assert float(table["remainHowManyDataToFlush"].split(" ")[0]) >= 0
+        assert abs(int(table["earliestMessageTimeStamp"]) - int(table["bootTimestamp"])) < 60_000
+
+    with_broker(tmp_path, test)
+
+
+def test_settings_change_while_the_broker_runs_and_bad_ones_are_refused(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        assert (await wire.call(25, {}, b"regionId=Moon\nautoCreateTopicEnable=false")).code == 0
+        assert (await wire.store("T")).code == 17
+        assert (await wire.store("BenchmarkTest")).ext["MSG_REGION"] == "Moon"
+        for body, code in ((b"maxMessageSize=big", 1), (b"listenPort=1", 16), (b"brokerPermission=9", 1)):
+            answer = await wire.call(25, {}, body)
+            assert answer.code == code
+            assert body.decode().split("=")[0] in (answer.remark or "")
+        text = (await wire.call(26)).body.decode()
+        assert "regionId=Moon\n" in text
+
+    with_broker(tmp_path, test)
