@@ -2,6 +2,7 @@
 
 from rocketq.client.instance import ClientInstance as ClientInstance
 from rocketq.client.producer import AsyncProducer as AsyncProducer
+from rocketq.client.pull import PullConsumer as PullConsumer
 from rocketq.client.push import PushConsumer as PushConsumer
 from rocketq.client.results import ConsumeResult as ConsumeResult
 from rocketq.client.results import RetryLater as RetryLater

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from rocketq.client.assigned import Assigned
+from rocketq.client.pulling import Statistics
 from rocketq.client.results import ConsumeResult, HandlerResult, OneResult, RetryLater, spread
 from rocketq.client.send_back import DEAD_LETTER, SendBack
 from rocketq.message import ReceivedMessage
@@ -27,18 +28,6 @@ MessageHook = Callable[[ReceivedMessage], None]
 #: Level for messages whose handler takes too long, and seconds until a message that nobody took back is tried here.
 TIMEOUT_LEVEL = 3
 LOCAL_RETRY = 5.0
-
-
-@dataclass
-class Statistics:
-    """Plain counters of one topic, for the running info."""
-
-    ok: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    pulls: int = 0
-    pull_seconds: float = 0.0
-    pulled: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,9 +65,10 @@ class Consuming:
         send_back: SendBack | None,
         on_retried: MessageHook | None,
         on_dead_lettered: MessageHook | None,
+        statistics: dict[str, Statistics],
     ) -> None:
         self.rules = rules
-        self.statistics: dict[str, Statistics] = {}
+        self._statistics = statistics
         self.running: set[Call] = set()
         #: Set when a call ends.
         self._ended = asyncio.Event()
@@ -86,12 +76,6 @@ class Consuming:
         self._send_back = send_back
         self._on_retried = on_retried
         self._on_dead_lettered = on_dead_lettered
-
-    def statistics_of(self, topic: str) -> Statistics:
-        found = self.statistics.get(topic)
-        if found is None:
-            found = self.statistics[topic] = Statistics()
-        return found
 
     async def call_handler(self, messages: list[ReceivedMessage]) -> list[OneResult]:
         """The handler's word on each message; whatever it raises means that all are to be tried again."""
@@ -194,7 +178,7 @@ class Concurrently(Consuming):
 
     async def _settle(self, call: Call, results: list[OneResult]) -> None:
         messages, assigned = call.messages, call.assigned
-        statistics = self.statistics_of(assigned.queue.topic)
+        statistics = self._statistics.setdefault(assigned.queue.topic, Statistics())
         statistics.seconds += time.monotonic() - call.started
         assigned.last_consume_ms = int(time.time() * 1000)
         stay: list[ReceivedMessage] = []
@@ -307,7 +291,7 @@ class Orderly(Consuming):
 
     async def _settle(self, call: Call, results: list[OneResult]) -> bool:
         assigned, messages = call.assigned, call.messages
-        statistics = self.statistics_of(assigned.queue.topic)
+        statistics = self._statistics.setdefault(assigned.queue.topic, Statistics())
         statistics.seconds += time.monotonic() - call.started
         assigned.last_consume_ms = int(time.time() * 1000)
         for index, (message, result) in enumerate(zip(messages, results, strict=True)):

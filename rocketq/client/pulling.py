@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from rocketq.client.assigned import Assigned
-from rocketq.client.consuming import Concurrently, Orderly
 from rocketq.client.membership import Membership
 from rocketq.client.process_queue import over_threshold
 from rocketq.client.queue_calls import PullStatus
@@ -32,14 +31,31 @@ _UNKNOWN_TO_BROKER = frozenset(
 )
 
 
+@dataclass
+class Statistics:
+    """Plain counters of one topic, for the running info."""
+
+    ok: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    pulls: int = 0
+    pull_seconds: float = 0.0
+    pulled: int = 0
+
+
 @dataclass(frozen=True)
 class PullRules:
-    """How much is pulled at once, and how much may be held of a queue."""
+    """How much is pulled at once, and how much may be held of a queue.
+
+    `commits`: offsets go along with pulls. `carry_expression`: brokers need not know the group.
+    """
 
     count: int
     max_messages: int
     max_bytes: int
     max_span: int | None
+    commits: bool
+    carry_expression: bool = False
 
 
 class Puller:
@@ -48,17 +64,17 @@ class Puller:
     def __init__(
         self,
         membership: Membership,
-        consuming: Concurrently | Orderly,
         rules: PullRules,
         *,
-        commits: bool,
+        arrived: Callable[[Assigned], None],
         illegal_offset: Callable[[Assigned, int], Awaitable[None]],
+        statistics: dict[str, Statistics],
     ) -> None:
         self._membership = membership
-        self._consuming = consuming
         self._rules = rules
-        self._commits = commits
+        self._arrived = arrived
         self._illegal_offset = illegal_offset
+        self._statistics = statistics
 
     async def run(self, one: Assigned) -> None:
         """Pulls until the queue is dropped. The next pull leaves before the handler sees what the last one brought."""
@@ -96,7 +112,7 @@ class Puller:
         return AFTER_ERROR
 
     async def _pull(self, one: Assigned) -> None:
-        process, queue, membership = one.process, one.queue, self._membership
+        process, queue, membership, rules = one.process, one.queue, self._membership, self._rules
         subscription = membership.subscriptions[queue.topic]
         begun = time.monotonic()
         one.last_pull_ms = int(time.time() * 1000)
@@ -104,19 +120,20 @@ class Puller:
             queue,
             process.next_offset,
             expression=subscription.expression,
-            sub_version=subscription.told_version,
-            count=self._rules.count,
-            commit_offset=process.commit_offset if self._commits and process.commit_offset > 0 else None,
+            sub_version=0 if rules.carry_expression else subscription.told_version,
+            count=rules.count,
+            commit_offset=process.commit_offset if rules.commits and process.commit_offset > 0 else None,
+            carry_expression=rules.carry_expression,
         )
         if process.dropped:
             return
         if pulled.status is PullStatus.OFFSET_ILLEGAL:
             await self._illegal_offset(one, pulled.next_offset)
             return
-        statistics = self._consuming.statistics_of(queue.topic)
+        statistics = self._statistics.setdefault(queue.topic, Statistics())
         statistics.pulls += 1
         statistics.pull_seconds += time.monotonic() - begun
         statistics.pulled += len(pulled.messages)
         process.add(pulled.messages, pulled.next_offset)
         if pulled.messages:
-            self._consuming.arrived(one)
+            self._arrived(one)

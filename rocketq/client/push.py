@@ -5,40 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from rocketq import javajson
 from rocketq.client.assigned import Assigned
 from rocketq.client.consuming import Concurrently, Handler, MessageHook, Orderly, Rules
 from rocketq.client.instance import ClientInstance
 from rocketq.client.locks import Locks
+from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook, cancel_all
 from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.rebalance import Strategy, average
-from rocketq.client.report import running_info
 from rocketq.client.results import ConsumeResult, HandlerResult, RetryLater
 from rocketq.client.send_back import SendBack
-from rocketq.errors import ConfigError, RocketQError, RouteNotFound
+from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic
-from rocketq.remoting.bodies import ConsumeMessageDirectlyResult, ConsumerData
+from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
 
 log = logging.getLogger("rocketq.client")
 
-RebalanceHook = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
-
-REBALANCE_INTERVAL = 20.0
-#: Seconds until a rebalance that could not be finished is tried again (doubling up to the interval).
-REBALANCE_AGAIN = 1.0
 #: Delivery attempts of a message unless said otherwise (ordered: without end).
 MAX_RECONSUME_TIMES = 16
 #: Seconds that the running handler of an ordered queue may delay its release.
 RELEASE_WAIT = 20.0
 
 
-class PushConsumer:
+class PushConsumer(GroupMember):
     """A member of a consumer group: messages come to its handler.
 
     `handler` is an async function ``(messages) -> ConsumeResult``; it may also return a `RetryLater`, a list with one
@@ -98,50 +91,53 @@ class PushConsumer:
         if model == BROADCASTING and instance is None:
             # the offset file is found again under this id, as in Apache's clients
             options.setdefault("client_id", f"{local_address()}@DEFAULT")
-        self.instance = instance or ClientInstance(namesrv or "", **options)
-        self.group = group
-        self.ordered = ordered
-        self.handler = handler
-        self.membership = Membership(
+        instance = instance or ClientInstance(namesrv or "", **options)
+        membership = Membership(
             group,
-            self.instance,
+            instance,
             model=model,
             from_where=from_where,
             strategy=strategy,
             consume_type="CONSUME_PASSIVELY",
         )
         self.broadcast = model == BROADCASTING
-        self.offsets: OffsetStore = offset_store or (
-            LocalOffsets(self.instance.client_id, group)
-            if self.broadcast
-            else BrokerOffsets(self.membership.calls)
+        if offset_store is None:
+            offset_store = (
+                LocalOffsets(instance.client_id, group) if self.broadcast else BrokerOffsets(membership.calls)
+            )
+        super().__init__(
+            membership,
+            offset_store,
+            persist_interval=persist_interval,
+            rebalance_interval=rebalance_interval,
+            on_rebalanced=on_rebalanced,
         )
-        self.persist_interval = persist_interval
-        self.rebalance_interval = rebalance_interval
-        self.assigned: dict[MessageQueue, Assigned] = {}
+        self.ordered = ordered
+        self.concurrency = concurrency
+        self.handler = handler
         limit = MAX_RECONSUME_TIMES if max_reconsume_times is None else max_reconsume_times
-        self._send_back = None if self.broadcast else SendBack(self.instance, group, limit)
-        rules = Rules(group, batch, concurrency, self.broadcast, consume_timeout, suspend, max_reconsume_times)
+        self._send_back = None if self.broadcast else SendBack(instance, group, limit)
         kind: type[Concurrently] | type[Orderly] = Orderly if ordered else Concurrently
         self.consuming: Concurrently | Orderly = kind(
-            rules, self._get_handler, self._send_back, on_retried, on_dead_lettered
+            Rules(group, batch, concurrency, self.broadcast, consume_timeout, suspend, max_reconsume_times),
+            self._get_handler,
+            self._send_back,
+            on_retried,
+            on_dead_lettered,
+            self.statistics,
         )
         self._puller = Puller(
-            self.membership,
-            self.consuming,
-            PullRules(pull_batch, max_messages, max_bytes, None if ordered else max_span),
-            commits=not self.broadcast,
+            membership,
+            PullRules(
+                pull_batch, max_messages, max_bytes, None if ordered else max_span, commits=not self.broadcast
+            ),
+            arrived=self.consuming.arrived,
             illegal_offset=self._illegal_offset,
+            statistics=self.statistics,
         )
-        self._locks = Locks(self.instance, group) if ordered else None
-        self._on_rebalanced = on_rebalanced
+        self._locks = Locks(instance, group) if ordered else None
         self._releasing: dict[MessageQueue, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._wake = asyncio.Event()
-        self._running = False
-
-    def __repr__(self) -> str:
-        return f"<PushConsumer {self.group} of {', '.join(self.membership.subscriptions)}>"
 
     def subscribe(self, topic: str, expression: str = "*") -> None:
         """Wants messages of `topic`: all (`*`), or those with a tag of ``A || B``. Before or after `start`."""
@@ -180,7 +176,7 @@ class PushConsumer:
         self.consuming.begin()
         self._running = True
         await self.instance.heartbeat()
-        settled = await self.rebalance()
+        settled = await self._balance()
         self._tasks = [
             asyncio.create_task(self._keep_balanced(settled), name=f"rocketq-rebalance-{self.group}"),
             asyncio.create_task(self._keep_offsets(), name=f"rocketq-offsets-{self.group}"),
@@ -196,13 +192,14 @@ class PushConsumer:
         if not self._running:
             return True
         self._running = False
-        await _cancel(self._tasks)
+        await cancel_all(self._tasks)
         for one in self.assigned.values():
-            await _cancel(one.tasks[:1])
+            await cancel_all(one.tasks[:1])
         clean = await self.consuming.finish(timeout)
         for one in self.assigned.values():
-            await _cancel(one.tasks)
-        await _cancel(list(self._releasing.values()))
+            await cancel_all(one.tasks)
+        if self._releasing:
+            await asyncio.wait(list(self._releasing.values()), timeout=RELEASE_WAIT)
         await self._commit(self.assigned.values(), wait=True)
         if self._locks is not None:
             await self._locks.unlock(list(self.assigned))
@@ -226,115 +223,38 @@ class PushConsumer:
         assert self.handler is not None
         return self.handler
 
-    # sharing queues
-
-    def topics(self) -> Iterable[str]:
-        return self.membership.subscriptions
-
-    def consumer_data(self) -> ConsumerData:
-        return self.membership.consumer_data()
-
-    def wake(self) -> None:
-        """Members or routes changed: shares out the queues again, now."""
-        self._wake.set()
-
-    async def _keep_balanced(self, settled: bool) -> None:
-        again = REBALANCE_AGAIN
-        while True:
-            try:
-                await asyncio.wait_for(self._wake.wait(), self.rebalance_interval if settled else again)
-                again = REBALANCE_AGAIN
-            except asyncio.TimeoutError:
-                if not settled:
-                    again = min(again * 2, self.rebalance_interval)
-            self._wake.clear()
-            try:
-                settled = await self.rebalance()
-            except RocketQError as error:
-                log.warning("group %s: rebalancing failed, trying again: %s", self.group, error)
-                settled = False
-
-    async def rebalance(self) -> bool:
-        """Makes the queues ours that are ours by now, and lets go of the others; False when that is not finished."""
-        settled = True
-        added: list[Assigned] = []
-        changed: dict[str, tuple[list[MessageQueue], list[MessageQueue]]] = {}
-        for topic in list(self.membership.subscriptions):
-            share = await self.membership.share(topic)
-            if share is None:
-                settled = False
-                continue
-            mine = set(share)
-            revoked = [queue for queue in self.assigned if queue.topic == topic and queue not in mine]
-            for queue in revoked:
-                await self._revoke(self.assigned[queue])
-            wanted = [queue for queue in share if queue not in self.assigned]
-            fresh = await self._acquire(wanted)
-            settled = settled and len(fresh) == len(wanted)
-            added += fresh
-            if fresh or revoked:
-                changed[topic] = ([one.queue for one in fresh], revoked)
-        if changed:
-            await self.membership.announce(set(changed))
-        for one in added:
-            self._begin(one)
-        for topic, (assigned, revoked) in changed.items():
-            log.info("group %s, topic %s: %d queues more, %d less", self.group, topic, len(assigned), len(revoked))
-            if self._on_rebalanced is not None:
-                self._on_rebalanced(topic, assigned, revoked)
-        return settled
+    # queues come and go
 
     async def _acquire(self, wanted: list[MessageQueue]) -> list[Assigned]:
-        """Those of the queues that could be had: locked if need be, with a known offset to begin at."""
+        if self._locks is None:
+            return await super()._acquire(wanted)
         wanted = [queue for queue in wanted if queue not in self._releasing]
         locked_at = time.monotonic()
-        if self._locks is not None and wanted:
-            locked = await self._locks.lock(wanted)
-            wanted = [queue for queue in wanted if queue in locked]
-        offsets = await asyncio.gather(*[self._start_offset(queue) for queue in wanted])
-        fresh = []
-        for queue, offset in zip(wanted, offsets, strict=True):
-            if offset is not None:
-                one = self.assigned[queue] = Assigned(queue, offset)
-                one.locked_at = locked_at
-                fresh.append(one)
+        locked = await self._locks.lock(wanted)
+        fresh = await super()._acquire([queue for queue in wanted if queue in locked])
+        for one in fresh:
+            one.locked_at = locked_at
         return fresh
 
-    async def _start_offset(self, queue: MessageQueue) -> int | None:
-        try:
-            stored = await self.offsets.read(queue)
-            if stored is not None and stored >= 0:
-                return stored
-            return await self.membership.first_offset(queue)
-        except RocketQError as error:
-            log.warning("group %s: where to begin in %s is not known, trying again: %s", self.group, queue, error)
-            return None
-
     def _begin(self, one: Assigned) -> None:
-        one.tasks.append(asyncio.create_task(self._puller.run(one), name=f"rocketq-pull-{one.queue}"))
+        super()._begin(one)
         if isinstance(self.consuming, Orderly):
             one.tasks.append(asyncio.create_task(self.consuming.consume(one), name=f"rocketq-consume-{one.queue}"))
 
     async def _revoke(self, one: Assigned) -> None:
         """Lets go of a queue. An ordered one stays locked until its running handler is done."""
+        if self._locks is None:
+            await super()._revoke(one)
+            return
         del self.assigned[one.queue]
         self.membership.calls.forget(one.queue)
-        await _cancel(one.tasks[:1])
-        if self._locks is None:
-            await self._commit([one], wait=True)
-            one.drop()
-            self.offsets.forget(one.queue)
-            return
         task = self._releasing[one.queue] = asyncio.create_task(self._release(one))
         task.add_done_callback(lambda _: self._released(one.queue))
 
     async def _release(self, one: Assigned) -> None:
         assert self._locks is not None
         one.drop()
-        running = one.tasks[1:]
-        if running:
-            await asyncio.wait(running, timeout=RELEASE_WAIT)
-        await _cancel(running)
+        await self._stop(one, None)
         await self._commit([one], wait=True)
         self.offsets.forget(one.queue)
         await self._locks.unlock([one.queue])
@@ -344,35 +264,16 @@ class PushConsumer:
         if self._running:
             self.wake()
 
-    async def _start_again_at(self, one: Assigned, offset: int) -> None:
-        """Gives the queue up and takes it again at another offset."""
-        if self.assigned.get(one.queue) is not one:
-            return
-        del self.assigned[one.queue]
-        one.drop()
-        current = asyncio.current_task()
-        await _cancel([task for task in one.tasks if task is not current])
-        self.offsets.update(one.queue, offset)
-        await self.offsets.persist([one.queue], wait=True)
-        self.wake()
-
-    async def _illegal_offset(self, one: Assigned, offset: int) -> None:
-        log.warning(
-            "group %s: offset %d of %s is not there (any more), going on at %d",
-            self.group,
-            one.process.next_offset,
-            one.queue,
-            offset,
-        )
-        await self._start_again_at(one, offset)
+    async def _stop(self, one: Assigned, except_for: asyncio.Task[None] | None) -> None:
+        """Ends the tasks of a dropped queue; a running handler may finish."""
+        pull, *consume = one.tasks
+        if pull is not except_for:
+            await cancel_all([pull])
+        if consume:
+            await asyncio.wait(consume, timeout=RELEASE_WAIT)
+            await cancel_all(consume)
 
     # periodic work
-
-    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
-        queues = list(queues)
-        for one in queues:
-            self.offsets.update(one.queue, one.process.commit_offset)
-        await self.offsets.persist([one.queue for one in queues], wait=wait)
 
     async def _keep_offsets(self) -> None:
         while True:
@@ -390,22 +291,6 @@ class PushConsumer:
                 if queue in held:
                     one.locked_at = asked_at
                     one.arrived.set()
-
-    # what brokers ask
-
-    async def reset_offsets(self, topic: str, offsets: dict[MessageQueue, int]) -> None:
-        for queue, offset in offsets.items():
-            one = self.assigned.get(queue)
-            if one is not None and queue.topic == topic:
-                log.warning("group %s: %s is reset to offset %d by the broker", self.group, queue, offset)
-                await self._start_again_at(one, offset)
-
-    def consumer_status(self, topic: str) -> bytes:
-        table = {queue: one.process.commit_offset for queue, one in self.assigned.items() if queue.topic == topic}
-        return javajson.dumps({"consumerTable": {}, "messageQueueTable": table})
-
-    def running_info(self) -> bytes:
-        return running_info(self).encode()
 
     async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:
         begun = time.monotonic()
@@ -426,10 +311,3 @@ class PushConsumer:
             remark=remark,
             spent_time_mills=int((time.monotonic() - begun) * 1000),
         )
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

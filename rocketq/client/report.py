@@ -1,4 +1,4 @@
-"""How a push consumer is doing, for administrators (GET_CONSUMER_RUNNING_INFO)."""
+"""How a consumer is doing, for administrators (GET_CONSUMER_RUNNING_INFO)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rocketq.client.assigned import Assigned
-from rocketq.client.consuming import Statistics
+from rocketq.client.pulling import Statistics
 from rocketq.remoting.bodies import ConsumerRunningInfo
 from rocketq.remoting.codes import VERSION
 
 if TYPE_CHECKING:
-    from rocketq.client.push import PushConsumer
+    from rocketq.client.member import GroupMember
 
 
-def running_info(consumer: PushConsumer) -> ConsumerRunningInfo:
+def running_info(consumer: GroupMember) -> ConsumerRunningInfo:
     """The report that brokers pass on; rates are averages since the start."""
     instance = consumer.instance
     seconds = max(1e-3, time.time() - instance.started_at)
@@ -24,7 +24,7 @@ def running_info(consumer: PushConsumer) -> ConsumerRunningInfo:
         "PROP_CONSUME_TYPE": consumer.membership.consume_type,
         "PROP_CLIENT_VERSION": f"V{VERSION}",
         "PROP_CONSUMER_START_TIMESTAMP": str(int(instance.started_at * 1000)),
-        "PROP_THREADPOOL_CORE_SIZE": str(consumer.consuming.rules.concurrency),
+        "PROP_THREADPOOL_CORE_SIZE": str(consumer.concurrency),
         "consumerGroup": consumer.group,
         "messageModel": consumer.membership.model,
         "clientLanguage": "PYTHON",
@@ -33,9 +33,7 @@ def running_info(consumer: PushConsumer) -> ConsumerRunningInfo:
         properties=properties,
         subscription_set=consumer.membership.subscription_data(),
         mq_table={queue: _queue_info(one) for queue, one in consumer.assigned.items()},
-        status_table={
-            topic: _status(statistics, seconds) for topic, statistics in consumer.consuming.statistics.items()
-        },
+        status_table={topic: _status(statistics, seconds) for topic, statistics in consumer.statistics.items()},
     )
 
 

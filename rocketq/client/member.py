@@ -1,0 +1,207 @@
+"""A member of a consumer group: the share of the queues that it has, kept up to date. Base of both consumers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from rocketq import javajson
+from rocketq.client.assigned import Assigned
+from rocketq.client.instance import ClientInstance
+from rocketq.client.membership import Membership
+from rocketq.client.offsets import OffsetStore
+from rocketq.client.pulling import Puller, Statistics
+from rocketq.client.report import running_info
+from rocketq.errors import RocketQError
+from rocketq.message import MessageQueue
+from rocketq.remoting.bodies import ConsumerData
+
+log = logging.getLogger("rocketq.client")
+
+RebalanceHook = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
+
+REBALANCE_INTERVAL = 20.0
+#: Seconds until a rebalance that could not be finished is tried again (doubling up to the interval).
+REBALANCE_AGAIN = 1.0
+
+
+class GroupMember:
+    """What push and pull consumers have in common. `assigned` are the queues that it has now."""
+
+    ordered = False
+    concurrency = 1
+
+    def __init__(
+        self,
+        membership: Membership,
+        offsets: OffsetStore,
+        *,
+        persist_interval: float,
+        rebalance_interval: float,
+        on_rebalanced: RebalanceHook | None,
+    ) -> None:
+        self.membership = membership
+        self.group = membership.group
+        self.instance: ClientInstance = membership.instance
+        self.offsets = offsets
+        self.persist_interval = persist_interval
+        self.rebalance_interval = rebalance_interval
+        self.assigned: dict[MessageQueue, Assigned] = {}
+        self.statistics: dict[str, Statistics] = {}
+        self._on_rebalanced = on_rebalanced
+        self._puller: Puller
+        self._wake = asyncio.Event()
+        self._running = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.group} of {', '.join(self.membership.subscriptions)}>"
+
+    # sharing queues
+
+    def topics(self) -> Iterable[str]:
+        return self.membership.subscriptions
+
+    def consumer_data(self) -> ConsumerData:
+        return self.membership.consumer_data()
+
+    def wake(self) -> None:
+        """Members or routes changed: shares out the queues again, now."""
+        self._wake.set()
+
+    async def _keep_balanced(self, settled: bool) -> None:
+        again = REBALANCE_AGAIN
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), self.rebalance_interval if settled else again)
+                again = REBALANCE_AGAIN
+            except asyncio.TimeoutError:
+                if not settled:
+                    again = min(again * 2, self.rebalance_interval)
+            settled = await self._balance()
+
+    async def _balance(self) -> bool:
+        self._wake.clear()
+        try:
+            return await self.rebalance()
+        except Exception:  # a strategy or a hook may raise anything, and the consumer has to go on
+            log.exception("group %s: rebalancing failed, trying again", self.group)
+            return False
+
+    async def rebalance(self) -> bool:
+        """Makes the queues ours that are ours by now, and lets go of the others; False when that is not finished."""
+        settled = True
+        added: list[Assigned] = []
+        changed: dict[str, tuple[list[MessageQueue], list[MessageQueue]]] = {}
+        for topic in list(self.membership.subscriptions):
+            share = await self.membership.share(topic)
+            if share is None:
+                settled = False
+                continue
+            mine = set(share)
+            revoked = [queue for queue in self.assigned if queue.topic == topic and queue not in mine]
+            for queue in revoked:
+                await self._revoke(self.assigned[queue])
+            wanted = [queue for queue in share if queue not in self.assigned]
+            fresh = await self._acquire(wanted)
+            settled = settled and len(fresh) == len(wanted)
+            added += fresh
+            if fresh or revoked:
+                changed[topic] = ([one.queue for one in fresh], revoked)
+        if changed:
+            await self.membership.announce(set(changed))
+        for one in added:
+            self._begin(one)
+        for topic, (assigned, revoked) in changed.items():
+            log.info("group %s, topic %s: %d queues more, %d less", self.group, topic, len(assigned), len(revoked))
+            if self._on_rebalanced is not None:
+                self._on_rebalanced(topic, assigned, revoked)
+        return settled
+
+    async def _acquire(self, wanted: list[MessageQueue]) -> list[Assigned]:
+        """Those of the queues that could be had: with a known offset to begin at."""
+        offsets = await asyncio.gather(*[self._start_offset(queue) for queue in wanted])
+        fresh = []
+        for queue, offset in zip(wanted, offsets, strict=True):
+            if offset is not None:
+                one = self.assigned[queue] = Assigned(queue, offset)
+                fresh.append(one)
+        return fresh
+
+    def _begin(self, one: Assigned) -> None:
+        """Starts what has to run for a queue that is ours now."""
+        one.tasks.append(asyncio.create_task(self._puller.run(one), name=f"rocketq-pull-{one.queue}"))
+
+    async def _revoke(self, one: Assigned) -> None:
+        """Lets go of a queue."""
+        del self.assigned[one.queue]
+        self.membership.calls.forget(one.queue)
+        one.drop()
+        await cancel_all(one.tasks)
+        await self._commit([one], wait=True)
+        self.offsets.forget(one.queue)
+
+    async def _start_offset(self, queue: MessageQueue) -> int | None:
+        try:
+            stored = await self.offsets.read(queue)
+            if stored is not None and stored >= 0:
+                return stored
+            return await self.membership.first_offset(queue)
+        except RocketQError as error:
+            log.warning("group %s: where to begin in %s is not known, trying again: %s", self.group, queue, error)
+            return None
+
+    async def _start_again_at(self, one: Assigned, offset: int) -> None:
+        """Gives the queue up and takes it again at another offset."""
+        if self.assigned.get(one.queue) is not one:
+            return
+        del self.assigned[one.queue]
+        one.drop()
+        current = asyncio.current_task()
+        await self._stop(one, except_for=current)
+        self.offsets.update(one.queue, offset)
+        await self.offsets.persist([one.queue], wait=True)
+        self.wake()
+
+    async def _stop(self, one: Assigned, except_for: asyncio.Task[None] | None) -> None:
+        """Ends the tasks of a dropped queue."""
+        await cancel_all([task for task in one.tasks if task is not except_for])
+
+    async def _illegal_offset(self, one: Assigned, offset: int) -> None:
+        log.warning(
+            "group %s: offset %d of %s is not there (any more), going on at %d",
+            self.group,
+            one.process.next_offset,
+            one.queue,
+            offset,
+        )
+        await self._start_again_at(one, offset)
+
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+        queues = list(queues)
+        for one in queues:
+            self.offsets.update(one.queue, one.process.commit_offset)
+        await self.offsets.persist([one.queue for one in queues], wait=wait)
+
+    # what brokers ask
+
+    async def reset_offsets(self, topic: str, offsets: dict[MessageQueue, int]) -> None:
+        for queue, offset in offsets.items():
+            one = self.assigned.get(queue)
+            if one is not None and queue.topic == topic:
+                log.warning("group %s: %s is reset to offset %d by the broker", self.group, queue, offset)
+                await self._start_again_at(one, offset)
+
+    def consumer_status(self, topic: str) -> bytes:
+        table = {queue: one.process.commit_offset for queue, one in self.assigned.items() if queue.topic == topic}
+        return javajson.dumps({"consumerTable": {}, "messageQueueTable": table})
+
+    def running_info(self) -> bytes:
+        return running_info(self).encode()
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

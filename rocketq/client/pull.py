@@ -1,0 +1,257 @@
+"""The pull consumer: whoever uses it asks for messages and says how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rocketq.client.assigned import Assigned
+from rocketq.client.instance import ClientInstance
+from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook, cancel_all
+from rocketq.client.membership import CLUSTERING, Membership
+from rocketq.client.offsets import BrokerOffsets
+from rocketq.client.pulling import Puller, PullRules
+from rocketq.client.rebalance import Strategy, average
+from rocketq.errors import ConfigError, RouteNotFound
+from rocketq.message import MessageQueue, ReceivedMessage
+from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
+
+
+class PullConsumer(GroupMember):
+    """Messages on request, by `poll`.
+
+    Either `subscribe` to topics (the group shares their queues, as push consumers do) or `assign` queues (nobody is
+    asked). The position of a queue begins at the group's stored offset, else at `from_where` ("LAST", "FIRST", or ms
+    since the epoch), and moves with what `poll` returns. With `auto_commit` what earlier polls returned is committed
+    every `persist_interval` seconds and by `close`; without it `commit` does.
+
+    Per queue up to `max_messages` are fetched ahead, `pull_batch` a request. Further options (`tls`, `route_cache`, …)
+    are those of `ClientInstance`; or give an `instance` to share connections. Raises InvalidMessage for an illegal
+    group or topic, ConfigError for bad settings.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        namesrv: str | None = None,
+        *,
+        from_where: str | int = "LAST",
+        auto_commit: bool = True,
+        pull_batch: int = 32,
+        max_messages: int = 1000,
+        max_bytes: int = 100 * 1024 * 1024,
+        strategy: Strategy = average,
+        persist_interval: float = 5.0,
+        rebalance_interval: float = REBALANCE_INTERVAL,
+        on_rebalanced: RebalanceHook | None = None,
+        instance: ClientInstance | None = None,
+        **options: Any,
+    ) -> None:
+        if (namesrv is None) == (instance is None):
+            raise ConfigError(f"consumer group {group}: give the NameServers' addresses, or an instance")
+        membership = Membership(
+            group,
+            instance or ClientInstance(namesrv or "", **options),
+            model=CLUSTERING,
+            from_where=from_where,
+            strategy=strategy,
+            consume_type="CONSUME_ACTIVELY",
+        )
+        super().__init__(
+            membership,
+            BrokerOffsets(membership.calls),
+            persist_interval=persist_interval,
+            rebalance_interval=rebalance_interval,
+            on_rebalanced=on_rebalanced,
+        )
+        self.auto_commit = auto_commit
+        self._puller = Puller(
+            membership,
+            PullRules(pull_batch, max_messages, max_bytes, None, commits=False, carry_expression=True),
+            arrived=lambda _: self._arrived.set(),
+            illegal_offset=self._illegal_offset,
+            statistics=self.statistics,
+        )
+        self._arrived = asyncio.Event()
+        self._by_hand = False
+        #: Positions before the last poll: what may be committed without a word of the user.
+        self._safe: dict[MessageQueue, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def subscribe(self, topic: str, expression: str = "*") -> None:
+        """Wants messages of `topic`: all (`*`), or those with a tag of ``A || B``. Excludes `assign`."""
+        if self._by_hand:
+            raise ConfigError(f"consumer group {self.group}: subscribe() and assign() exclude each other")
+        self.membership.subscribe(topic, expression)
+        if self._running:
+            self.instance.heartbeat_soon()
+            self.wake()
+
+    async def start(self) -> None:
+        """Gets ready; with subscriptions it joins the group. Raises ConnectFailed when no NameServer answers."""
+        if self._running:
+            return
+        await self.instance.acquire()
+        try:
+            for topic in list(self.membership.subscriptions):
+                try:
+                    await self.instance.topic(topic)
+                except RouteNotFound:
+                    continue  # it may come
+        except BaseException:
+            await self.instance.release()
+            raise
+        self._running = True
+        self._tasks = [asyncio.create_task(self._keep_offsets(), name=f"rocketq-offsets-{self.group}")]
+        if self.membership.subscriptions:
+            self.instance.add_member(self)
+            await self.instance.heartbeat()
+            settled = await self._balance()
+            self._tasks.append(
+                asyncio.create_task(self._keep_balanced(settled), name=f"rocketq-rebalance-{self.group}")
+            )
+
+    async def close(self) -> None:
+        """Commits (with `auto_commit`) what polls returned, leaves the group, closes the connections."""
+        if not self._running:
+            return
+        self._running = False
+        await cancel_all(self._tasks)
+        for one in self.assigned.values():
+            one.drop()
+            await cancel_all(one.tasks)
+        if self.auto_commit:
+            await self._commit(self.assigned.values(), wait=True)
+        self.assigned.clear()
+        await self.instance.remove_member(self)
+        await self.instance.release()
+
+    async def __aenter__(self) -> PullConsumer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # queues and positions
+
+    async def queues(self, topic: str) -> list[MessageQueue]:
+        """The queues of a topic that can be read. Raises RouteNotFound, RemotingError."""
+        return list((await self.instance.topic(topic)).read_queues)
+
+    async def assign(self, queues: Iterable[MessageQueue], expression: str = "*") -> None:
+        """Takes exactly these queues, whatever other members have; after `start`. Excludes `subscribe`.
+
+        Raises RouteNotFound, RemotingError, BrokerError.
+        """
+        if not self._running:
+            raise ConfigError(f"consumer group {self.group}: start() first, then assign()")
+        if self.membership.subscriptions and not self._by_hand:
+            raise ConfigError(f"consumer group {self.group}: subscribe() and assign() exclude each other")
+        self._by_hand = True
+        wanted = set(queues)
+        for topic in {queue.topic for queue in wanted}:
+            await self.instance.topic(topic)
+            self.membership.subscribe(topic, expression)
+        for queue in [queue for queue in self.assigned if queue not in wanted]:
+            await self._revoke(self.assigned[queue])
+        for queue in sorted(wanted - self.assigned.keys()):
+            stored = await self.offsets.read(queue)
+            start = stored if stored is not None and stored >= 0 else await self.membership.first_offset(queue)
+            self._take(queue, start)
+
+    def _take(self, queue: MessageQueue, offset: int) -> None:
+        one = self.assigned[queue] = Assigned(queue, offset)
+        self._begin(one)
+
+    async def _start_again_at(self, one: Assigned, offset: int) -> None:
+        if self.assigned.get(one.queue) is one:
+            one.drop()
+            self._safe.pop(one.queue, None)
+            current = asyncio.current_task()
+            self._take(one.queue, offset)
+            await cancel_all([task for task in one.tasks if task is not current])
+
+    def _mine(self, queue: MessageQueue) -> Assigned:
+        one = self.assigned.get(queue)
+        if one is None:
+            raise ConfigError(f"consumer group {self.group}: {queue} is not assigned to this consumer")
+        return one
+
+    async def seek(self, queue: MessageQueue, offset: int) -> None:
+        """Goes on at `offset` of an assigned queue; what was fetched ahead is thrown away. Raises ConfigError."""
+        await self._start_again_at(self._mine(queue), offset)
+
+    async def seek_to_begin(self, queue: MessageQueue) -> None:
+        """Goes on at the oldest message."""
+        await self.seek(queue, await self.membership.calls.min_offset(queue))
+
+    async def seek_to_end(self, queue: MessageQueue) -> None:
+        """Goes on with what arrives from now on."""
+        await self.seek(queue, await self.membership.calls.max_offset(queue))
+
+    async def seek_to_time(self, queue: MessageQueue, timestamp_ms: int) -> None:
+        """Goes on at the first message stored at that time (ms since the epoch) or later."""
+        await self.seek(queue, await self.membership.calls.offset_by_time(queue, timestamp_ms))
+
+    def position(self, queue: MessageQueue) -> int:
+        """The offset of the message that comes next. Raises ConfigError for a queue that is not assigned."""
+        return self._mine(queue).process.commit_offset
+
+    async def committed(self, queue: MessageQueue) -> int | None:
+        """What the group has stored for a queue, None when nothing. Raises RemotingError, BrokerError."""
+        return await self.offsets.read(queue)
+
+    # messages
+
+    async def poll(self, timeout: float = 5.0, max_messages: int = 32) -> list[ReceivedMessage]:
+        """Up to `max_messages` of one queue, in order; waits up to `timeout` seconds for some, then returns none."""
+        if not self._running:
+            raise ConfigError(f"consumer group {self.group}: not started (or closed)")
+        end = time.monotonic() + timeout
+        self._safe = {queue: one.process.commit_offset for queue, one in self.assigned.items()}
+        while True:
+            self._arrived.clear()
+            for queue, one in list(self.assigned.items()):
+                if one.process.pending:
+                    messages = one.process.take(max_messages)
+                    one.process.done(messages)
+                    one.room.set()
+                    self.assigned[queue] = self.assigned.pop(queue)  # the others come first next time
+                    return messages
+            left = end - time.monotonic()
+            if left <= 0:
+                return []
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except asyncio.TimeoutError:
+                return []
+
+    async def commit(self) -> None:
+        """Stores the positions of all assigned queues at the brokers; failures are logged."""
+        await self._commit(self.assigned.values(), wait=True)
+
+    async def _keep_offsets(self) -> None:
+        while True:
+            await asyncio.sleep(self.persist_interval)
+            if self.auto_commit:
+                for queue, offset in self._safe.items():
+                    self.offsets.update(queue, offset)
+                await self.offsets.persist(list(self._safe))
+
+    async def _revoke(self, one: Assigned) -> None:
+        """Lets go of a queue; without `auto_commit` nothing is stored for it."""
+        if self.auto_commit:
+            await super()._revoke(one)
+        else:
+            del self.assigned[one.queue]
+            one.drop()
+            await cancel_all(one.tasks)
+        self._safe.pop(one.queue, None)
+
+    async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:
+        return ConsumeMessageDirectlyResult(
+            consume_result="CR_THROW_EXCEPTION", remark="a pull consumer has no handler to consume a message with"
+        )
