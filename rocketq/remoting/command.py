@@ -147,7 +147,7 @@ class Command:
                 return {}
             try:
                 fields = _decode_any(raw)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise HeaderError(f"extFields: {error}") from None
             self._ext = {key: _as_text(value) for key, value in fields.items() if value is not None}
         return self._ext
@@ -169,7 +169,7 @@ class Command:
                 decoder = _decoders[kind] = msgspec.json.Decoder(kind, strict=False)
             try:
                 return decoder.decode(raw)  # type: ignore[no-any-return]
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # numbers for text, nulls, "True": what real peers send; the slow way reads them
         return _convert(kind, self.ext)
 
@@ -249,7 +249,7 @@ def decode_command(kind: int, header: bytes, body: bytes) -> Command:
 def _decode_json(header: bytes, body: bytes) -> Command:
     try:
         head = _decode_head(header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"the header is not a remoting command: {error}") from None
     command = Command.__new__(Command)
     command.code = head.code

@@ -103,10 +103,9 @@ class TlsTransport(asyncio.Transport):
                 self._open = True
             while piece := self._tls.read(_READ):
                 plain.append(piece)
+            self.close()  # nothing more to read: the peer's goodbye
         except ssl.SSLWantReadError:
             pass  # the rest is still under way
-        except ssl.SSLZeroReturnError:
-            self.close()  # the peer's goodbye
         finally:
             self._send()  # also the alert that tells the peer what is wrong
         return b"".join(plain)

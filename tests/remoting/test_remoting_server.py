@@ -1,0 +1,370 @@
+"""The asyncio server over real sockets."""
+
+import asyncio
+import logging
+import struct
+
+import pytest
+from remoting_peers import (
+    BIG,
+    CLOSES,
+    ECHO,
+    LATER,
+    PIECES,
+    RAISES,
+    SILENT,
+    EchoService,
+    until,
+)
+
+from rocketq.record import pack_host
+from rocketq.remoting.codes import BINARY
+from rocketq.remoting.command import Command, FrameDecoder, encode_request
+from rocketq.remoting.connection import MAX_UNSENT, _address
+from rocketq.remoting.server import Server
+
+GARBAGE = [
+    pytest.param(struct.pack(">iI", 16_777_217, 0), id="too long"),
+    pytest.param(struct.pack(">iI", -5, 0), id="negative length"),
+    pytest.param(struct.pack(">iI", 0, 0), id="zero length"),
+    pytest.param(struct.pack(">iI", 10, 100) + b"xxxxxx", id="lying header length"),
+    pytest.param(struct.pack(">iI", 6, 7 << 24 | 2) + b"{}", id="unknown serialize type"),
+    pytest.param(struct.pack(">iI", 6, 2) + b"xx", id="not JSON"),
+    pytest.param(struct.pack(">iI", 6, 1 << 24 | 2) + b"xx", id="binary header cut short"),
+    pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="HTTP"),
+    pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01", id="TLS without TLS"),
+]
+
+
+class Peer:
+    """A raw connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.decoder = FrameDecoder()
+
+    async def __aenter__(self) -> "Peer":
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.writer.close()
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def receive(self, count: int, seconds: float = 10.0) -> list[Command]:
+        commands: list[Command] = []
+        while len(commands) < count:
+            data = await asyncio.wait_for(self.reader.read(1 << 20), seconds)
+            assert data, "the server closed the connection"
+            commands += self.decoder.feed(data)
+        return commands
+
+    async def closed(self, seconds: float = 10.0) -> bool:
+        try:
+            while await asyncio.wait_for(self.reader.read(1 << 20), seconds):
+                pass
+        except ConnectionError:
+            pass
+        return True
+
+
+def test_all_frames_of_one_read_are_one_batch(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(b"".join(encode_request(ECHO, n, {"n": str(n)}, b"body") for n in range(50)))
+            answers = await peer.receive(50)
+        assert [answer.opaque for answer in answers] == list(range(50))
+        assert [answer.ext["n"] for answer in answers] == [str(n) for n in range(50)]
+        assert sum(service.batches) == 50
+        assert len(service.batches) <= 3
+        assert server.counters.frames == 50
+        await server.stop()
+        assert len(service.lost) == 1
+        assert not server.connections
+
+    run(main())
+
+
+def test_a_frame_in_many_pieces_is_one_request(run) -> None:
+    async def main() -> None:
+        server = Server(EchoService())
+        await server.start()
+        frame = encode_request(ECHO, 9, {"a": "b"}, b"body", serialize_type=BINARY)
+        async with Peer(server.port) as peer:
+            for number in range(len(frame)):
+                peer.send(frame[number : number + 1])
+                await peer.writer.drain()
+            (answer,) = await peer.receive(1)
+        assert answer.opaque == 9
+        assert answer.body == b"body"
+        assert answer.serialize_type == BINARY
+        await server.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbage_costs_one_connection_and_is_counted(run, garbage: bytes) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as good, Peer(server.port) as bad:
+            bad.send(encode_request(ECHO, 1) + garbage + encode_request(ECHO, 2))
+            (answer,) = await bad.receive(1)
+            assert answer.opaque == 1, "what came before the garbage is answered"
+            assert await bad.closed()
+            assert server.counters.protocol_errors == 1
+            good.send(encode_request(ECHO, 3))
+            assert [answer.opaque for answer in await good.receive(1)] == [3]
+        assert [request.opaque for request in service.requests] == [1, 3]
+        await server.stop()
+
+    run(main())
+
+
+def test_a_frame_over_the_servers_own_limit_is_refused(run) -> None:
+    async def main() -> None:
+        server = Server(EchoService(), max_frame=1000)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(ECHO, 1, None, bytes(2000)))
+            assert await peer.closed()
+        assert server.counters.protocol_errors == 1
+        await server.stop()
+
+    run(main())
+
+
+def test_oneway_requests_are_never_answered(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            for opaque, code in enumerate((ECHO, RAISES, LATER, PIECES, SILENT)):
+                peer.send(encode_request(code, opaque, oneway=True))
+            await until(lambda: len(service.requests) == 5)
+            await asyncio.sleep(0.05)  # LATER has come to its end
+            peer.send(encode_request(ECHO, 99))
+            assert [answer.opaque for answer in await peer.receive(1)] == [99]
+        await server.stop()
+
+    run(main())
+
+
+def test_a_handler_that_raises_is_answered_with_code_1_and_its_text(run, caplog) -> None:
+    async def main() -> None:
+        server = Server(EchoService())
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(RAISES, 1) + encode_request(ECHO, 2))
+            first, second = await peer.receive(2)
+        assert (first.opaque, first.code, first.remark) == (1, 1, "KeyError: 'broken'")
+        assert (second.opaque, second.code) == (2, 0)
+        assert server.counters.handler_errors == 1
+        await server.stop()
+
+    with caplog.at_level(logging.ERROR, "rocketq.remoting"):
+        run(main())
+    assert "request 1001 from 127.0.0.1" in caplog.text
+
+
+def test_a_batch_that_cannot_be_finished_closes_the_connection_unanswered(run, caplog) -> None:
+    class Broken(EchoService):
+        def end_batch(self, connection) -> None:
+            raise OSError("disk gone")
+
+    async def main() -> None:
+        server = Server(Broken())
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(ECHO, 1))
+            with pytest.raises(AssertionError, match="closed the connection"):
+                await peer.receive(1)
+        await server.stop()
+
+    def quietly() -> None:
+        try:
+            run(main())
+        except ConnectionResetError:
+            pytest.fail("the reader saw a reset")
+
+    quietly()
+    assert "disk gone" in caplog.text
+
+
+def test_late_answers_and_answers_in_pieces_arrive(run) -> None:
+    async def main() -> None:
+        server = Server(EchoService())
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(LATER, 1) + encode_request(PIECES, 2, None, b"body"))
+            answers = {answer.opaque: answer for answer in await peer.receive(2)}
+        assert answers[1].remark == "later"
+        assert answers[2].body == b"body"
+        await server.stop()
+
+    run(main())
+
+
+def test_an_answer_is_still_written_when_the_handler_closes_the_connection(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(CLOSES, 1))
+            assert [answer.opaque for answer in await peer.receive(1)] == [1]
+            assert await peer.closed()
+        await until(lambda: service.lost)
+        await server.stop()
+
+    run(main())
+
+
+def test_the_connection_knows_its_peer(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(ECHO, 1))
+            await peer.receive(1)
+            host, port = peer.writer.get_extra_info("sockname")
+            (connection,) = server.connections
+            assert connection.peer == f"{host}:{port}"
+            assert connection.peer_packed == pack_host(host, port)
+            assert connection.local == f"127.0.0.1:{server.port}"
+            assert connection.context is None
+        await server.stop()
+
+    run(main())
+
+
+def test_ipv4_peers_on_an_ipv6_socket_are_ipv4() -> None:
+    assert _address(("::ffff:10.1.2.3", 80, 0, 0)) == ("10.1.2.3:80", pack_host("10.1.2.3", 80))
+    assert _address(("fe80::1%eth0", 80, 0, 2)) == ("[fe80::1]:80", pack_host("fe80::1", 80))
+
+
+def test_a_port_that_is_taken_is_an_error(run) -> None:
+    async def main() -> None:
+        first = Server(EchoService())
+        await first.start()
+        second = Server(EchoService(), port=first.port)
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        await first.stop()
+
+    run(main())
+
+
+def test_idle_connections_are_closed(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service, idle_timeout=0.6)
+        await server.start()
+        async with Peer(server.port) as peer:
+            loop = asyncio.get_running_loop()
+            for number in range(8):  # in use for longer than the time-out
+                peer.send(encode_request(ECHO, number))
+                await peer.receive(1)
+                await asyncio.sleep(0.1)
+            assert not service.lost
+            begun = loop.time()
+            assert await peer.closed()
+            assert loop.time() - begun > 0.05
+        await until(lambda: service.lost)
+        await server.stop()
+
+    run(main())
+
+
+def test_memory_stays_bounded_when_a_peer_never_reads(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.writer.transport.pause_reading()
+            frames = b"".join(encode_request(BIG, n) for n in range(600))  # 60 MB of answers
+            peer.send(frames)
+            await until(lambda: service.requests)
+            (connection,) = server.connections
+            await until(lambda: connection._write_paused)
+            handled = -1
+            while handled != len(service.requests):
+                handled = len(service.requests)
+                await asyncio.sleep(0.05)
+            assert handled < 300
+            buffered = connection._transport.get_write_buffer_size() + connection._out_size
+            assert buffered < 8 << 20
+            # as soon as it reads, everything arrives, in order
+            peer.writer.transport.resume_reading()
+            answers = await peer.receive(600)
+            assert [answer.opaque for answer in answers] == list(range(600))
+        await server.stop()
+
+    run(main())
+
+
+def test_a_peer_that_does_not_read_what_it_is_sent_is_cut_off(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(encode_request(ECHO, 1))
+            await peer.receive(1)
+            peer.writer.transport.pause_reading()
+            (connection,) = server.connections
+            piece = bytes(8 << 20)
+            for _ in range(MAX_UNSENT // len(piece) + 3):
+                connection.write(piece)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            await until(lambda: service.lost)
+            assert server.counters.cut_off == 1
+        await server.stop()
+
+    run(main())
+
+
+def test_too_many_waiting_requests_of_one_connection_are_refused(run, monkeypatch) -> None:
+    monkeypatch.setattr("rocketq.remoting.connection.MAX_WAITING", 3)
+
+    async def main() -> None:
+        server = Server(EchoService())
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.send(b"".join(encode_request(LATER, n) for n in range(5)))
+            answers = {answer.opaque: answer for answer in await peer.receive(5)}
+        assert [answers[n].code for n in range(5)] == [0, 0, 0, 2, 2]
+        assert "system busy" in answers[4].remark
+        await server.stop()
+
+    run(main())
+
+
+def test_stopping_does_not_wait_for_peers_that_do_not_read(run, monkeypatch) -> None:
+    monkeypatch.setattr("rocketq.remoting.server.STOP_GRACE", 0.1)
+
+    async def main() -> None:
+        service = EchoService()
+        service.big = 8 << 20
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as peer:
+            peer.writer.transport.pause_reading()
+            peer.send(encode_request(BIG, 1))
+            await until(lambda: server.connections and next(iter(server.connections))._write_paused)
+            await asyncio.wait_for(server.stop(), 5)
+        assert not server.connections
+        assert len(service.lost) == 1
+
+    run(main())
