@@ -192,7 +192,7 @@ class CommitLog:
                     file, self._prepared = self._prepared, None
                 else:
                     file = self._make(offset)
-            self._add(file)
+                self._add(file)
         elif file.fd < 0:
             file.fd = self._files.open(file.path)
         return file
@@ -219,6 +219,7 @@ class CommitLog:
 
     def cut(self, offset: int) -> None:
         """Make everything from `offset` on zeros, and remove files that begin behind it."""
+        self.drop_prepared()
         while self.files and self.files[-1].start > offset:
             self._remove_last()
         file = self.find(offset)

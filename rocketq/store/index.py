@@ -6,8 +6,8 @@ newest entry, and entries of 20 bytes: int32 hash of the key, int64 physical off
 time, int32 number of the slot's entry before.
 
 Keys of a message, in this order: `topic#uniqueId`, `topic#key` for each word of KEYS, `topic#T#tags`. Messages are
-collected and entered together. Entries are written before the slots that point to them, and after an unclean stop
-the slots are computed anew from the entries, which are cut back to those that are known to be on disk.
+collected and entered together; slots are written later than entries, many at a time. After an unclean stop the slots
+are computed anew from the entries, which are cut back to those that are known to be on disk.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ _ENTRY = struct.Struct(">iqii")
 _INT = struct.Struct(">i")
 _MASK = 0xFFFFFFFF
 _PAGE = 4096
+_SLOTS_PER_PAGE = _PAGE // 4
 
-#: Enter the collected messages when they are this many.
-_MAX_PENDING = 512
+#: Enter the collected messages when they are this many …
+_MAX_PENDING = 256
+#: … and write the slots when so many have changed.
+_MAX_HEADS = 8192
 #: sysFlag bits of a rolled back transactional message, which is not indexed.
 _ROLLBACK = 0xC
 
@@ -57,53 +60,55 @@ def _hash(text: str) -> int:
     return value
 
 
-_cached_hash = lru_cache(maxsize=4096)(_hash)
-#: For the last four characters of unique ids, which count in hexadecimal.
-_counter_hash = lru_cache(maxsize=1 << 16)(_hash)
-_P4 = 31**4
-
-
-@lru_cache(maxsize=1024)
-def _power(length: int) -> int:
-    return int(pow(31, length, 1 << 32))
-
-
-def _units(text: str) -> int:
-    """The length of a text in Java."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-be", "surrogatepass")) // 2
+#: For the last three characters of unique ids, which count in hexadecimal.
+_counter_hash = lru_cache(maxsize=4096)(_hash)
+_P3 = 31**3
 
 
 def _positive(value: int) -> int:
     """|hash| as the index has it: 0 for the one number that has no positive counterpart."""
+    value &= _MASK
     if value & 0x80000000:
-        value = -value & _MASK
-        return 0 if value == 0x80000000 else value
+        return 0 if value == 0x80000000 else -value & _MASK
     return value
 
 
+@lru_cache(maxsize=4096)
+def _prefix_hash(topic: str, start: str) -> int:
+    """The hash of `topic#start`, made ready for three more characters (hash(ab) = hash(a) * 31^len(b) + hash(b))."""
+    return _hash(f"{topic}#{start}") * _P3
+
+
+@lru_cache(maxsize=4096)
 def key_hash(key: str) -> int:
     """The hash under which the index enters a whole key like `topic#key`."""
     return _positive(_hash(key))
 
 
-def key_hashes(topic: str, unique_id: str | None, keys: str | None, tag: str | None) -> list[int]:
-    """The hashes of a message's keys, in the order of their entries. hash(a + b) = hash(a) * 31^len(b) + hash(b)."""
-    hashes = []
-    prefix = _cached_hash(topic + "#")
-    if unique_id is not None:
-        tail = unique_id[-4:]
-        if len(unique_id) > 8 and tail.isascii():
-            own = _cached_hash(unique_id[:-4]) * _P4 + _counter_hash(tail)
-        else:
-            own = _hash(unique_id)
-        hashes.append(_positive((prefix * _power(_units(unique_id)) + own) & _MASK))
-    if keys:
-        for key in keys.split(" "):
-            if key:
-                hashes.append(_positive((prefix * _power(_units(key)) + _hash(key)) & _MASK))
-    if tag:
-        hashes.append(_positive(_cached_hash(f"{topic}#T#{tag}")))
-    return hashes
+def index_items(messages: Iterable[Appended]) -> list[tuple[int, int, int]]:
+    """(hash, physical offset, store time) of every key of messages, in the order of their entries."""
+    items = []
+    for message in messages:
+        if message.sys_flag & _ROLLBACK == _ROLLBACK:
+            continue
+        topic, unique_id, keys, tag = message.topic, message.unique_id, message.keys, message.tag
+        offset, timestamp = message.physical_offset, message.store_timestamp
+        if unique_id is not None:
+            tail = unique_id[-3:]
+            if len(tail) == 3 and tail.isascii():
+                value = _prefix_hash(topic, unique_id[:-3]) + _counter_hash(tail) & _MASK
+                if value & 0x80000000:
+                    value = _positive(value)
+            else:
+                value = _positive(_hash(f"{topic}#{unique_id}"))
+            items.append((value, offset, timestamp))
+        if keys:
+            for key in keys.split(" "):
+                if key:
+                    items.append((_positive(_hash(f"{topic}#{key}")), offset, timestamp))
+        if tag:
+            items.append((key_hash(f"{topic}#T#{tag}"), offset, timestamp))
+    return items
 
 
 class IndexFile:
@@ -118,6 +123,7 @@ class IndexFile:
         self._files = files
         self._fd = -1
         self._mapping: mmap.mmap | None = None
+        self._heads: dict[int, int] = {}  # slots that are not written yet
         self.begin_timestamp = self.end_timestamp = self.begin_offset = self.end_offset = 0
         self.used_slots = 0
         self.count = 1
@@ -164,32 +170,55 @@ class IndexFile:
         slots, count, used = self.slots, self.count, self.used_slots
         begin = self.begin_timestamp
         mapping = self._slot_map()
-        heads: dict[int, int] = {}
+        heads = self._heads
+        unpack, pack = _INT.unpack_from, _ENTRY.pack
         entries = []
         offset = timestamp = 0
         for value, offset, timestamp in items:
             slot = value % slots
             before = heads.get(slot)
             if before is None:
-                (before,) = _INT.unpack_from(mapping, 40 + 4 * slot)
+                (before,) = unpack(mapping, _HEADER.size + 4 * slot)
                 if not 0 < before <= count:
                     before = 0
                     used += 1
-            seconds = min(max(timestamp - begin, 0) // 1000, 0x7FFFFFFF) if begin > 0 else 0
-            entries.append(_ENTRY.pack(value, offset, seconds, before))
+            seconds = 0
+            if 0 < begin < timestamp - 999:
+                seconds = min((timestamp - begin) // 1000, 0x7FFFFFFF)
+            entries.append(pack(value, offset, seconds, before))
             heads[slot] = count
             if count == 1:
                 self.begin_offset = offset
                 self.begin_timestamp = begin = timestamp
             count += 1
-        files, fd = self._files, self._open()
-        files.pwrite(fd, b"".join(entries), self._entries_at + 20 * self.count)
-        for slot, number in heads.items():
-            files.pwrite(fd, _INT.pack(number), 40 + 4 * slot)
+        self._files.pwrite(self._open(), b"".join(entries), self._entries_at + 20 * self.count)
         self.count, self.used_slots = count, used
         self.end_offset, self.end_timestamp = offset, timestamp
-        self._write_header()
+        if len(heads) >= _MAX_HEADS or count >= self.capacity:
+            self.flush()
         return len(items)
+
+    def flush(self) -> None:
+        """Write the slots that changed, page by page, and the header."""
+        heads = self._heads
+        if not heads:
+            return
+        pages: dict[int, list[int]] = {}
+        for slot in heads:
+            pages.setdefault(slot // _SLOTS_PER_PAGE, []).append(slot)
+        fd, files, mapping = self._open(), self._files, self._slot_map()
+        for page, slots in pages.items():
+            at = _HEADER.size + page * _PAGE
+            if len(slots) == 1:
+                files.pwrite(fd, _INT.pack(heads[slots[0]]), _HEADER.size + 4 * slots[0])
+                continue
+            content = bytearray(mapping[at : at + _PAGE])
+            first = page * _SLOTS_PER_PAGE
+            for slot in slots:
+                _INT.pack_into(content, 4 * (slot - first), heads[slot])
+            files.pwrite(fd, content, at)
+        self._write_header()
+        heads.clear()
 
     def _write_header(self) -> None:
         header = _HEADER.pack(
@@ -208,14 +237,13 @@ class IndexFile:
         low, high = 1, self.capacity
         while low < high:
             middle = (low + high) // 2
-            _, physical, _, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * middle))
-            # an entry that was never written is all zeros; only entry 1 can be of the record at 0 with reason
-            written = middle < self.count or physical > 0
-            if written and physical < offset:
+            raw = files.pread(fd, 20, self._entries_at + 20 * middle)
+            if any(raw) and _ENTRY.unpack(raw)[1] < offset:  # zeros: never written
                 low = middle + 1
             else:
                 high = middle
         self.count = low
+        self._heads.clear()
         files.truncate(fd, self._entries_at + 20 * low)
         files.truncate(fd, self.size)
         heads = array("i", bytes(4 * self.slots))
@@ -232,8 +260,8 @@ class IndexFile:
         table = memoryview(heads).cast("B")
         for at in range(0, len(table), _PAGE):
             page = table[at : at + _PAGE]
-            if files.pread(fd, len(page), 40 + at) != page:
-                files.pwrite(fd, page, 40 + at)
+            if files.pread(fd, len(page), _HEADER.size + at) != page:
+                files.pwrite(fd, page, _HEADER.size + at)
         if low > 1:
             _, self.end_offset, seconds, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * (low - 1)))
             self.end_timestamp = min(self.end_timestamp, self.begin_timestamp + 1000 * seconds + 999)
@@ -242,7 +270,9 @@ class IndexFile:
     def find(self, value: int, begin: int, end: int, room: int) -> list[int]:
         """Physical offsets of entries with this hash and a time in the range, newest first."""
         found: list[int] = []
-        (number,) = _INT.unpack_from(self._slot_map(), 40 + 4 * (value % self.slots))
+        slot = value % self.slots
+        (number,) = _INT.unpack_from(self._slot_map(), _HEADER.size + 4 * slot)
+        number = self._heads.get(slot, number)
         while 0 < number < self.count and len(found) < room:
             raw = self._files.pread(self._open(), 20, self._entries_at + 20 * number)
             own, offset, seconds, before = _ENTRY.unpack(raw)
@@ -328,12 +358,7 @@ class Index:
         """Enter the collected messages."""
         if not self._pending:
             return
-        items = [
-            (value, message.physical_offset, message.store_timestamp)
-            for message in self._pending
-            if message.sys_flag & _ROLLBACK != _ROLLBACK
-            for value in key_hashes(message.topic, message.unique_id, message.keys, message.tag)
-        ]
+        items = index_items(self._pending)
         while items:
             file = self.files[-1] if self.files else None
             if file is None or file.full:
@@ -341,6 +366,12 @@ class Index:
             self._changed.add(file.path)
             del items[: file.add(items)]
         self._pending.clear()
+
+    def flush(self) -> None:
+        """Enter the collected messages and write everything."""
+        self.build()
+        if self.files:
+            self.files[-1].flush()
 
     def _roll(self, full: IndexFile | None) -> IndexFile:
         self._files.make_dirs(self.directory)

@@ -52,6 +52,10 @@ _CHECKPOINT_EVERY = 10.0
 _QUEUES_PER_TURN = 200
 
 
+#: Bytes that have to be free before a full store is written to again, where no new CommitLog file is needed.
+_ENOUGH = 16 << 20
+
+
 def _now_ms() -> int:
     return int(time.time() * 1000)
 
@@ -78,7 +82,9 @@ class MessageStore(Reader):
         self.writable = False
         self.why_not_writable = "the store is not open"
         self._broken = ""  # a reason that stays
-        self._full = ""  # a reason that goes away when there is space
+        self._full = ""  # a reason that goes away when so many bytes are free:
+        self._needed = 0
+        self._disk_warned = False
         # the batch that is being collected
         self._batch: list[Appended] = []
         self._parts: list[Buffer] = []
@@ -108,20 +114,22 @@ class MessageStore(Reader):
         """
         try:
             self._marks.lock()
+            clean = self._marks.is_clean()
             try:
-                return self._open()
+                return self._open(clean)
             except BaseException:
                 self.log.close()
                 self.consume_queues.close()
                 self.index.close()
+                if clean:
+                    self._marks.clear_abort()
                 self._marks.unlock()
                 raise
         except OSError as error:
             raise store_error(f"cannot open the store in {self.config.store_path_root_dir}", error) from error
 
-    def _open(self) -> Recovery:
+    def _open(self, clean: bool) -> Recovery:
         config, queues = self.config, self.consume_queues
-        clean = self._marks.is_clean()
         checkpoint = self._marks.load()
         self._marks.set_abort()
         self.log.open()
@@ -348,7 +356,7 @@ class MessageStore(Reader):
             self._broken = f"{failure}; nor can what was written of the batch be taken back ({second}): restart"
         self._take_back()
         if isinstance(failure, StoreFull):
-            self._full = f"{failure}; free space, writing goes on by itself"
+            self._run_full(failure)
         elif not self._broken:
             self._broken = f"{failure}: check the disk and restart"
         self._judge()
@@ -382,9 +390,13 @@ class MessageStore(Reader):
     def _derived_failed(self, error: OSError) -> None:
         """Entries could not be written; they are kept in memory, so no more may come."""
         failure = store_error("cannot write ConsumeQueue or index files", error)
-        log.error("%s", failure)
-        self._full = f"{failure}; free space, writing goes on by itself"
+        self._run_full(failure)
         self._judge()
+
+    def _run_full(self, failure: StoreError) -> None:
+        new_file = self.log.find(self._tail) is None
+        self._needed = self.config.mapped_file_size_commit_log if new_file else _ENOUGH
+        self._full = f"{failure}; free {self._needed >> 20} MiB, writing goes on by itself"
 
     def _durable(self, offset: int) -> None:
         """On the flusher's thread."""
@@ -427,12 +439,13 @@ class MessageStore(Reader):
         self.advance()
         self._prepare_next()
         try:
-            self.index.build()
+            self.index.flush()
             self._checkpoint()
         except OSError as error:
             self._derived_failed(error)
         else:
-            self._full = ""
+            if self._full and self.files.disk(self.log.directory)[1] > self._needed:
+                self._full = ""
         self._judge()
         self.log.close_before(self.durable_offset)
         self.log.release()
@@ -444,6 +457,7 @@ class MessageStore(Reader):
         if not why:
             used, free = self.files.disk(self.log.directory)
             limit = self.config.disk_space_warning_level_ratio
+            self._warn(used * 100, free)
             if used * 100 >= limit:
                 why = (
                     f"the disk of {self.log.directory} is {used:.1%} full, diskSpaceWarningLevelRatio={limit} is "
@@ -455,6 +469,13 @@ class MessageStore(Reader):
             elif not self.writable:
                 log.info("the store is writable")
         self.writable, self.why_not_writable = not why, why
+
+    def _warn(self, used: float, free: int) -> None:
+        """Say once when the disk is past its first mark."""
+        full = used >= self.config.disk_max_used_space_ratio
+        if full and not self._disk_warned:
+            log.warning("the disk of %s is %.1f%% full, %d MiB are free", self.log.directory, used, free >> 20)
+        self._disk_warned = full
 
     def _prepare_next(self) -> None:
         """Have the next file made when the present one is nearly full."""
@@ -535,7 +556,7 @@ class MessageStore(Reader):
             self._saving.result()
             self._saving = None
         self._goal = None
-        self.index.build()
+        self.index.flush()
         self.consume_queues.flush(self.consume_queues.dirty_count)
         checkpoint = self._note()
         self._save(checkpoint, *self._changed())
