@@ -149,7 +149,7 @@ class MessageStore(Reader):
         end = report.end
         if last is not None:
             self._last = (last.offset, last.store_timestamp)
-        self.readable = self._tail = end
+        self.readable = self._tail = self._parts_at = end
         self._room = self.log.room(end)
         # what was recovered was written by another process, and perhaps never forced to disk
         for file in self.log.files:
