@@ -37,7 +37,10 @@ Pending = tuple[int, int, str | None, int, Appended, list[Appended] | None]
 
 _FRAME = struct.Struct(">iI")
 _INT = struct.Struct(">i")
-_BINARY_HEAD = struct.Struct(">hBhiii")
+#: A header up to the length of the value of queueId, the first of its ext fields.
+_BINARY_HEAD = struct.Struct(">hBhiiiih7si")
+_TRANSACTION_KEY = b"\x00\x0dtransactionId"
+_PYTHON = int(Language.PYTHON)
 
 
 class _Waiting(NamedTuple):
@@ -252,21 +255,21 @@ class Batch:
         self, opaque: int, code: int, transaction_id: str, queue_id: int, message_id: str, queue_offset: int
     ) -> bytes:
         queue, offset, message = b"%d" % queue_id, b"%d" % queue_offset, message_id.encode()
-        pack = _INT.pack
-        ext = b"".join(
-            (
-                b"\x00\x07queueId",
-                pack(len(queue)),
-                queue,
-                _binary_entry("transactionId", transaction_id) if transaction_id else b"",
-                b"\x00\x05msgId",
-                pack(len(message)),
-                message,
-                b"\x00\x0bqueueOffset",
-                pack(len(offset)),
-                offset,
-                self._binary_ext,
-            )
+        transaction = transaction_id.encode()
+        own = self._binary_ext
+        size = 41 + len(queue) + len(offset) + len(message) + len(own)
+        entry = b""
+        if transaction:
+            entry = b"%b%b%b" % (_TRANSACTION_KEY, _INT.pack(len(transaction)), transaction)
+            size += len(entry)
+        head = _BINARY_HEAD.pack(code, _PYTHON, VERSION, opaque, FLAG_RESPONSE, 0, size, 7, b"queueId", len(queue))
+        return b"%b%b%b\x00\x05msgId%b%b\x00\x0bqueueOffset%b%b%b" % (
+            head,
+            queue,
+            entry,
+            _INT.pack(len(message)),
+            message,
+            _INT.pack(len(offset)),
+            offset,
+            own,
         )
-        head = _BINARY_HEAD.pack(code, Language.PYTHON, VERSION, opaque, FLAG_RESPONSE, 0)
-        return head + pack(len(ext)) + ext
