@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from rocketq.app import RocketQ
@@ -48,7 +50,7 @@ def send(
 
     Done when the broker has stored it. Exit codes: 0 sent, 1 not sent or not known to be stored, 2 wrong usage.
     """
-    payload = click.get_binary_stream("stdin").read() if body == "-" else body.encode(errors="surrogateescape")
+    payload = sys.stdin.buffer.read() if body == "-" else body.encode(errors="surrogateescape")
     app = RocketQ("rocketq-send", namesrv)
     try:
         result = app.send(

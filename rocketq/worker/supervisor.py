@@ -143,9 +143,10 @@ class Supervisor:
         if code is None:
             return None
         pid, pause = child.process.pid, child.died()
-        if code == USAGE and self.watcher is not None:
+        if code == USAGE:
             child.start_at = float("inf")
-            logger.error("worker process %d ended with code %d: waiting for a change of the source", pid, code)
+            if self.watcher is not None:
+                logger.error("worker process %d ended with code %d: waiting for a change of the source", pid, code)
         else:
             logger.error("worker process %d ended with code %d: starting it again in %.0f s", pid, code, pause)
         return code

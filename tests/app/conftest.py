@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def make_worker(
     started: list[WorkerProcess] = []
 
     def make(source: str, *arguments: str, namesrv: str | None = server.namesrv) -> WorkerProcess:
-        name = request.node.name.replace("[", "-").replace("]", "")[:60]
+        name = re.sub(r"[^\w-]", "", request.node.name)[:80]
         (tmp_path / "jobs.py").write_text(PRELUDE.format(name=name) + source)
         started.append(WorkerProcess(tmp_path, "-A", "jobs:app", *arguments, namesrv=namesrv))
         return started[-1]

@@ -262,7 +262,7 @@ def work(body: str): write(f"VERSION {body}")
     jobs.write_text(text + "\nsyntax error")
     wait_until(lambda: "waiting for a change" in worker.output, what="the complaint about the broken source")
     assert "SyntaxError" in worker.output
-    jobs.write_text(text.replace("one", "two"))
+    jobs.write_text(text.replace("one {body}", "two {body}"))
     worker.ready(2)
     app.send("reloading", "y")
     assert worker.wait_lines(2) == ["one x", "two y"]
