@@ -50,6 +50,7 @@ def list_topics(namesrv: str, as_json: bool, everything: bool) -> None:
     "--attribute", "attributes", multiple=True, metavar="KEY=VALUE", help="As message.type=FIFO; repeatable."
 )
 @click.option("-c", "--cluster", help="On the brokers of this cluster only.")
+@click.option("-b", "--broker", help="On this broker only.")
 @common
 def create(
     namesrv: str,
@@ -61,6 +62,7 @@ def create(
     order: bool,
     attributes: tuple[str, ...],
     cluster: str | None,
+    broker: str | None,
 ) -> None:
     """Create a topic, or change one."""
     if problem := check_topic(name):
@@ -74,7 +76,7 @@ def create(
         attributes=dict(_pair(attribute) for attribute in attributes),
     )
     with Admin(namesrv) as admin:
-        brokers = [broker.name for broker in admin.create_topic(config, cluster)]
+        brokers = [broker.name for broker in admin.create_topic(config, cluster, broker=broker)]
     done(
         as_json, f"topic {name} has {queues} queues on each of: {', '.join(brokers)}", topic=name, brokers=brokers
     )

@@ -132,8 +132,10 @@ class Admin:
                 f"topic {topic} does not exist on any broker of {';'.join(self._servers)}"
             ) from None
 
-    def create_topic(self, config: TopicConfig, cluster: str | None = None) -> list[Broker]:
-        """Create a topic, or change it; returns the brokers that have it now."""
+    def create_topic(
+        self, config: TopicConfig, cluster: str | None = None, *, broker: str | None = None
+    ) -> list[Broker]:
+        """Create a topic, or change it, on every master or on the one named `broker`; returns those brokers."""
         header = headers.CreateTopicHeader(
             topic=config.topic_name,
             default_topic="TBW102",
@@ -145,9 +147,11 @@ class Admin:
             order=config.order,
             attributes=",".join(f"+{key}={value}" for key, value in config.attributes.items()),
         )
-        masters = self._masters(cluster)
-        for broker in masters:
-            self._ask(broker.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+        masters = [one for one in self._masters(cluster) if broker is None or one.name == broker]
+        if not masters:
+            raise RocketQError(f"no master named {broker} is registered with {';'.join(self._servers)}")
+        for one in masters:
+            self._ask(one.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
         return masters
 
     def delete_topic(self, topic: str, cluster: str | None = None) -> list[Broker]:

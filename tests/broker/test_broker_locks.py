@@ -1,0 +1,90 @@
+"""Queue locks of orderly groups, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rocketq.broker.locks import QueueLocks
+from rocketq.message import MessageQueue
+
+Q0, Q1 = MessageQueue("T", "b", 0), MessageQueue("T", "b", 1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_queue_belongs_to_whoever_locks_it_first() -> None:
+    locks = QueueLocks(Clock())
+    assert locks.lock("g", "a", [Q0]) == [Q0]
+    assert locks.lock("g", "b", [Q0, Q1]) == [Q1]
+    assert locks.lock("other group", "b", [Q0]) == [Q0]
+
+
+def test_a_lock_lapses_unless_it_is_renewed() -> None:
+    clock = Clock()
+    locks = QueueLocks(clock, lifetime=60)
+    locks.lock("g", "a", [Q0, Q1])
+    clock.now = 50
+    assert locks.lock("g", "a", [Q0]) == [Q0]
+    clock.now = 61
+    assert locks.lock("g", "b", [Q0, Q1]) == [Q1]
+    assert locks.group_has_locks("g")
+
+
+def test_only_the_owner_can_unlock() -> None:
+    locks = QueueLocks(Clock())
+    locks.lock("g", "a", [Q0])
+    locks.unlock("g", "b", [Q0])
+    assert locks.lock("g", "b", [Q0]) == []
+    locks.unlock("g", "a", [Q0])
+    assert locks.lock("g", "b", [Q0]) == [Q0]
+
+
+def test_lapsed_locks_are_forgotten() -> None:
+    clock = Clock()
+    locks = QueueLocks(clock, lifetime=60)
+    locks.lock("g", "a", [Q0])
+    clock.now = 61
+    assert not locks.group_has_locks("g")
+    locks.expire()
+    assert locks._groups == {}
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["lock", "unlock", "expire"]),
+        st.sampled_from(["a", "b", "c"]),
+        st.sets(st.integers(0, 3)),
+        st.floats(0, 40),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps)
+def test_no_two_clients_ever_hold_one_queue(actions: list[tuple[str, str, set[int], float]]) -> None:
+    clock = Clock()
+    locks = QueueLocks(clock, lifetime=60)
+    granted: dict[MessageQueue, tuple[str, float]] = {}
+    for action, client, ids, passed in actions:
+        clock.now += passed
+        queues = [MessageQueue("T", "b", number) for number in sorted(ids)]
+        if action == "lock":
+            for queue in locks.lock("g", client, queues):
+                owner, until = granted.get(queue, (client, 0.0))
+                assert owner == client or until <= clock.now
+                granted[queue] = (client, clock.now + 60)
+        elif action == "unlock":
+            locks.unlock("g", client, queues)
+            for queue in queues:
+                if granted.get(queue, ("", 0.0))[0] == client:
+                    del granted[queue]
+        else:
+            locks.expire()
