@@ -1,0 +1,239 @@
+"""Full disks, broken connections, a disk that falls behind, NameServers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from broker_wire import Wire, config, running
+
+from rocketq.broker.server import Broker
+from rocketq.config import NamesrvConfig
+from rocketq.errors import StoreError
+from rocketq.namesrv.server import NameServer
+from rocketq.properties import encode_properties
+from rocketq.remoting.bodies import TopicRoute
+from rocketq.remoting.codes import FLAG_ONEWAY
+from rocketq.remoting.command import Command, encode
+from rocketq.store.files import Buffer, OsFiles
+
+
+async def eventually(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout} s"
+        await asyncio.sleep(0.01)
+
+
+class FullDisk(OsFiles):
+    """A disk that is full while `full` is set."""
+
+    full = False
+
+    def _check(self) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> None:
+        self._check()
+        super().pwrite(fd, data, offset)
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        self._check()
+        super().pwritev(fd, buffers, offset)
+
+    def disk(self, path: str) -> tuple[float, int]:
+        used, free = super().disk(path)
+        return (100.0, 0) if self.full else (used, free)
+
+
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_a_full_disk_refuses_sends_serves_pulls_and_heals(tmp_path: Path, flush: str) -> None:
+    async def main() -> None:
+        disk = FullDisk()
+        async with running(tmp_path, files=disk, flush_disk_type=flush) as (broker, wire):
+            await wire.store("T", b"before")
+            disk.full = True
+            opaques = [wire.message("T", b"lost") for _ in range(20)]
+            answers = [await wire.answer(opaque) for opaque in opaques]
+            assert {answer.code for answer in answers} == {14}
+            assert all("disk" in (answer.remark or "") for answer in answers)
+            assert all(set(answer.ext) == {"MSG_REGION", "TRACE_ON"} for answer in answers)
+            assert [message.body for message in await wire.messages("T")] == [b"before"]
+            # a new topic and a new group do not need the disk at once
+            assert (await wire.pull("T", group="GNew")).code == 0
+            disk.full = False
+            await eventually(lambda: broker.store.writable, "the end of the full disk")
+            answer = await wire.store("T", b"after")
+            assert (answer.code, answer.ext["queueOffset"]) == (0, "1")
+            assert [message.body for message in await wire.messages("T")] == [b"before", b"after"]
+        async with running(tmp_path) as (broker, wire):
+            assert [message.body for message in await wire.messages("T")] == [b"before", b"after"]
+            assert "GNew" in broker.groups.table
+
+    asyncio.run(main())
+
+
+def test_producers_are_slowed_down_when_too_many_answers_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rocketq.broker.batch.MAX_WAITING", 5)
+
+    async def main() -> None:
+        async with running(tmp_path, flush_disk_type="SYNC_FLUSH") as (broker, wire):
+            await wire.store("T")
+            advance = broker.store.advance
+            broker.store.advance = lambda: 0  # type: ignore[method-assign]
+            waiting = [wire.message("T") for _ in range(6)]
+            await eventually(lambda: broker.batch.busy, "flow control")
+            answer = await wire.store("T", b"too much")
+            assert (answer.code, answer.remark) == (
+                2,
+                "[PC_SYNCHRONIZED]broker busy, start flow control for a while",
+            )
+            assert broker.statistics.flow_controlled == 1
+            broker.store.advance = advance  # type: ignore[method-assign]
+            broker.batch._durable()
+            for opaque in waiting:
+                assert (await wire.answer(opaque)).code == 0
+            assert (await wire.store("T", b"goes on")).code == 0
+            assert len(await wire.messages("T")) == 8
+
+    asyncio.run(main())
+
+
+def test_what_came_before_garbage_or_the_end_of_a_connection_is_stored(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            await wire.store("T", b"first")
+            ext = {"b": "T", "c": "TBW102", "d": "4", "e": "0", "i": encode_properties({"UNIQ_KEY": "U"})}
+            oneway = encode(Command(310, flag=FLAG_ONEWAY, ext=ext, body=b"oneway"))
+            for ending in (b"", b"\xff\xff\xff\xffgarbage!"):
+                _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+                writer.write(oneway + ending)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+            await eventually(lambda: broker.store.max_offset("T", 0) == 3, "the last messages")
+            assert [m.body for m in await wire.messages("T")] == [b"first", b"oneway", b"oneway"]
+
+    asyncio.run(main())
+
+
+def test_a_producer_that_leaves_before_its_answers_does_no_harm(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, flush_disk_type="SYNC_FLUSH") as (broker, wire):
+            await wire.store("T")
+            other = await Wire.connect(broker.port)
+            for _ in range(100):
+                other.message("T")
+            await other.writer.drain()
+            await other.close()
+            await eventually(lambda: not broker.batch._waiting, "the end of waiting")
+            assert (await wire.store("T")).code == 0
+
+    asyncio.run(main())
+
+
+def test_a_stopping_broker_lets_go_of_held_pulls(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            await wire.store("T")
+            wire.pull_request("T", 1, suspend=60_000)
+            await eventually(lambda: broker.hold.count == 1, "the held pull")
+            begun = time.monotonic()
+            await broker.stop()
+            assert time.monotonic() - begun < 5
+            await wire.until(lambda: wire.closed, what="the end of the connection")
+
+    asyncio.run(main())
+
+
+async def route(namesrv: Wire, topic: str) -> TopicRoute | None:
+    answer = await namesrv.call(105, {"topic": topic})
+    return TopicRoute.decode(answer.body) if answer.code == 0 else None
+
+
+def test_a_topic_is_in_the_route_as_soon_as_it_is_created(tmp_path: Path) -> None:
+    async def main() -> None:
+        names = NameServer(NamesrvConfig(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+        await names.start()
+        address = f"127.0.0.1:{names.port}"
+        async with running(tmp_path / "store", namesrv_addr=address) as (broker, wire):
+            namesrv = await Wire.connect(names.port)
+            assert await route(namesrv, "New") is None
+            assert (await wire.store("New", d=3)).code == 0
+            found = None
+            for _ in range(200):
+                found = await route(namesrv, "New")
+                if found is not None:
+                    break
+                await asyncio.sleep(0.01)
+            assert found is not None
+            assert found.broker_datas[0].broker_addrs == {0: f"127.0.0.1:{broker.port}"}
+            assert found.queue_datas[0].write_queue_nums == 3
+            await wire.call(25, {}, b"brokerPermission=4")
+            for _ in range(200):
+                found = await route(namesrv, "New")
+                if found is not None and found.queue_datas[0].perm == 4:
+                    break
+                await asyncio.sleep(0.01)
+            assert found is not None
+            assert found.queue_datas[0].perm == 4
+        assert await route(namesrv, "New") is None, "a broker that stops takes leave"
+        await namesrv.close()
+        await names.stop()
+
+    asyncio.run(main())
+
+
+def test_a_broker_starts_without_its_nameserver(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, namesrv_addr="127.0.0.1:1") as (_, wire):
+            assert (await wire.store("T")).code == 0
+
+    asyncio.run(main())
+
+
+def test_a_broken_table_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "topics.json").write_text("{nonsense")
+
+    async def main() -> None:
+        with pytest.raises(StoreError, match=r"topics\.json"):
+            async with running(tmp_path):
+                pass
+        (tmp_path / "config" / "topics.json").unlink()
+        async with running(tmp_path) as (_, wire):
+            assert (await wire.store("T")).code == 0
+
+    asyncio.run(main())
+
+
+def test_no_two_capabilities_serve_one_code(tmp_path: Path) -> None:
+    broker = Broker(config(tmp_path))
+    assert {
+        10,
+        310,
+        320,
+        11,
+        361,
+        34,
+        35,
+        38,
+        14,
+        15,
+        41,
+        42,
+        36,
+        12,
+        33,
+        29,
+        30,
+        31,
+        32,
+    } <= broker.handlers.keys()
