@@ -143,7 +143,7 @@ class Command:
         """
         if self._ext is None:
             raw = self._raw
-            if not raw or raw == b"null":
+            if not raw or bytes(raw) == b"null":
                 return {}
             try:
                 fields = _decode_any(raw)
@@ -155,7 +155,7 @@ class Command:
     @property
     def has_ext(self) -> bool:
         """True when the header carried ``extFields``, even empty ones."""
-        return self._ext is not None or (bool(self._raw) and self._raw != b"null")
+        return self._ext is not None or (bool(self._raw) and bytes(self._raw or b"") != b"null")
 
     def header(self, kind: type[H]) -> H:
         """``extFields`` as a typed record.
