@@ -1,0 +1,135 @@
+"""`rocketq tail`: watch a topic without being a consumer of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime
+from typing import Any
+
+import click
+import msgspec
+
+from rocketq.cli.output import common, time_text
+from rocketq.client import PullConsumer
+from rocketq.errors import RouteNotFound
+from rocketq.message import MessageQueue, ReceivedMessage
+
+#: A group that every broker has from its first start; nothing is ever committed for it here.
+GROUP = "TOOLS_CONSUMER"
+
+
+def _from(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
+    """`first`, `last`, or a time in ms since the epoch."""
+    if value in ("first", "last"):
+        return value
+    if value.isdecimal():
+        return int(value)
+    try:
+        return int(datetime.fromisoformat(value).timestamp() * 1000)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is neither first, last, nor a time like 2013-01-31T18:00 or 1359651600000 (ms)"
+        ) from None
+
+
+@click.command()
+@click.argument("topic")
+@click.option("--tag", default="*", show_default=True, help='Only these: a tag, or several as "a || b".')
+@click.option("--from", "start", default="last", show_default=True, callback=_from, metavar="first|last|TIME",
+              help="Begin with the oldest message, with the next that arrives, or at a time.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1), help="Stop after so many messages.")
+@click.option("--no-follow", is_flag=True, help="Stop at the end of what is there now.")
+@common
+def tail(
+    topic: str, tag: str, start: str | int, count: int | None, no_follow: bool, namesrv: str, as_json: bool
+) -> None:
+    """Show the messages of TOPIC as they arrive. Takes nothing away from its consumers.
+
+    \b
+      rocketq tail orders --tag "paid || shipped"
+      rocketq tail orders --from first --no-follow --json > orders.jsonl
+      rocketq tail %DLQ%shop-ship --from 2013-01-31T18:00
+
+    With --json one object a line. Ctrl-C stops it.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(follow(topic, tag, start, count, no_follow, namesrv, as_json))
+
+
+async def follow(
+    topic: str, tag: str, start: str | int, count: int | None, no_follow: bool, namesrv: str, as_json: bool
+) -> None:
+    async with PullConsumer(GROUP, namesrv, auto_commit=False) as consumer:
+        queues = await wait_for_queues(consumer, topic, wait=not no_follow)
+        await consumer.assign(queues, tag)
+        for queue in queues:
+            await seek(consumer, queue, start)
+        ends = {queue: await consumer.membership.calls.max_offset(queue) for queue in queues}
+        shown = 0
+        while not no_follow or any(consumer.position(queue) < end for queue, end in ends.items()):
+            for message in await consumer.poll(0.2 if no_follow else 5.0):
+                if no_follow and message.queue_offset >= ends[message.queue]:
+                    continue
+                click.echo(msgspec.json.encode(as_object(message)) if as_json else as_line(message))
+                shown += 1
+                if shown == count:
+                    return
+
+
+async def wait_for_queues(consumer: PullConsumer, topic: str, *, wait: bool) -> list[MessageQueue]:
+    """The topic's queues; waits for a topic that does not exist yet."""
+    told = False
+    while True:
+        try:
+            return await consumer.queues(topic)
+        except RouteNotFound:
+            if not wait:
+                raise
+        if not told:
+            click.echo(f"topic {topic} does not exist yet, waiting for it", err=True)
+            told = True
+        await asyncio.sleep(0.5)
+
+
+async def seek(consumer: PullConsumer, queue: MessageQueue, start: str | int) -> None:
+    if isinstance(start, int):
+        await consumer.seek_to_time(queue, start)
+    elif start == "first":
+        await consumer.seek_to_begin(queue)
+    else:
+        await consumer.seek_to_end(queue)
+
+
+def as_line(message: ReceivedMessage) -> str:
+    words = [
+        time_text(message.store_timestamp) or "-",
+        f"{message.queue.broker_name}/{message.queue_id}@{message.queue_offset}",
+        f"tag={message.tag}" if message.tag else "",
+        f"keys={','.join(message.keys)}" if message.keys else "",
+        message.body.decode(errors="backslashreplace"),
+    ]
+    return "  ".join(word for word in words if word)
+
+
+def as_object(message: ReceivedMessage) -> dict[str, Any]:
+    """Everything about a message; a body that is not UTF-8 is under `body_base64`."""
+    try:
+        body: dict[str, Any] = {"body": message.body.decode()}
+    except UnicodeDecodeError:
+        body = {"body_base64": message.body}
+    return {
+        "topic": message.topic,
+        "broker": message.queue.broker_name,
+        "queue_id": message.queue_id,
+        "queue_offset": message.queue_offset,
+        "message_id": message.message_id,
+        "offset_message_id": message.offset_message_id,
+        "tag": message.tag,
+        "keys": message.keys,
+        "born_timestamp": message.born_timestamp,
+        "store_timestamp": message.store_timestamp,
+        "reconsume_times": message.reconsume_times,
+        "properties": message.properties,
+        **body,
+    }
