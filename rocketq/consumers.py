@@ -11,6 +11,7 @@ from typing import Any
 
 from rocketq import payload
 from rocketq.errors import ConfigError, RocketQError
+from rocketq.filters import ALL, parse_tags
 from rocketq.message import ReceivedMessage
 
 __all__ = ["Consumer", "Reject", "Retry"]
@@ -56,6 +57,8 @@ class Consumer:
     def __post_init__(self) -> None:
         if self.ordered and self.broadcast:
             raise ConfigError(f"consumer {self.name}: ordered and broadcast exclude each other")
+        if self.tag.strip() != ALL and parse_tags(self.tag) is None:
+            raise ConfigError(f"consumer {self.name}: {self.tag!r} is not a tag expression (* or a || b)")
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"consumer {self.name}: concurrency={self.concurrency} has to be at least 1")
         if self.max_retries is not None and self.max_retries < 0:

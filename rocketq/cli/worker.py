@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,7 +37,9 @@ Exit codes:
 @click.option(
     "-A", "--app", "target", required=True, help="The application: module:attribute, module, or file.py."
 )
-@click.option("--namesrv", metavar="HOST:PORT[;…]", help="NameServers, instead of the application's own setting.")
+@click.option(
+    "-n", "--namesrv", metavar="HOST:PORT[;…]", help="NameServers, instead of the application's own setting."
+)
 @click.option("-g", "--group", "groups", multiple=True, help="Run only this consumer group; may be repeated.")
 @click.option("--concurrency", type=click.IntRange(1), default=20, show_default=True,
               help="Functions running at once, for each consumer that does not say itself.")  # fmt: skip
@@ -44,6 +47,7 @@ Exit codes:
               help="Worker processes; each is a member of every group.")  # fmt: skip
 @click.option("--shutdown-timeout", type=click.FloatRange(0), default=30.0, show_default=True, metavar="SECONDS",
               help="How long functions may still run when the worker is told to stop.")  # fmt: skip
+@click.option("--create-topics", is_flag=True, help="Create topics that do not exist yet.  [--embedded: always]")
 @click.option("--reload", is_flag=True, help="Restart when a .py file below the current directory changes.")
 @click.option("--embedded", is_flag=True, help="Start a server for this worker and use it.")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path),
@@ -58,6 +62,7 @@ def worker(
     concurrency: int,
     processes: int,
     shutdown_timeout: float,
+    create_topics: bool,
     reload: bool,
     embedded: bool,
     data: Path | None,
@@ -96,6 +101,8 @@ def worker(
                        "--concurrency", str(concurrency), "--shutdown-timeout", str(shutdown_timeout)]  # fmt: skip
             for group in groups:
                 command += ["--group", group]
+            if create_topics or embedded:
+                command.append("--create-topics")
             if namesrv:
                 command += ["--namesrv", namesrv]
             watcher = SourceWatcher(Path.cwd()) if reload else None
@@ -106,18 +113,18 @@ def worker(
         else:
             if supervised is not None:
                 threading.Thread(target=end_with_parent, daemon=True).start()
-            code = run_here(target, namesrv, groups, concurrency, shutdown_timeout, supervised or 0)
+            options = {
+                "groups": groups,
+                "concurrency": concurrency,
+                "shutdown_timeout": shutdown_timeout,
+                "create_topics": create_topics or embedded,
+                "member": supervised or 0,
+            }
+            code = run_here(target, namesrv, options)
     leave(code)
 
 
-def run_here(
-    target: str,
-    namesrv: str | None,
-    groups: tuple[str, ...],
-    concurrency: int,
-    shutdown_timeout: float,
-    member: int,
-) -> int:
+def run_here(target: str, namesrv: str | None, options: dict[str, Any]) -> int:
     """Load the application and run its worker in this process; returns the exit code."""
     try:
         app = load_app(target)
@@ -132,10 +139,8 @@ def run_here(
         app.namesrv = namesrv
 
     def make() -> Worker:
-        made = Worker(
-            app, groups=groups, concurrency=concurrency, shutdown_timeout=shutdown_timeout, member=member
-        )
-        if member == 0:
+        made = Worker(app, **options)
+        if made.member == 0:
             click.echo(describe(made))
         return made
 
@@ -149,6 +154,9 @@ def run_here(
     except ConfigError as error:
         click.echo(f"Error: {error}", err=True)
         return USAGE
+    except RocketQError as error:
+        click.echo(f"Error: {error}", err=True)
+        return CRASHED
     except Exception:  # the last boundary of the process
         logging.getLogger("rocketq.worker").exception("the worker ends")
         return CRASHED

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 from rocketq import signals
 from rocketq.app import RocketQ
 from rocketq.client import ClientInstance, PushConsumer
+from rocketq.client.admin import Admin
 from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
-from rocketq.errors import ConfigError, RemotingError
+from rocketq.errors import ConfigError, RemotingError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
+from rocketq.remoting.bodies import TopicConfig
 from rocketq.worker.execution import Execution, Outcome
 
 logger = logging.getLogger("rocketq.worker")
@@ -22,6 +24,8 @@ T = TypeVar("T")
 
 #: Between two attempts to reach a NameServer at start, in seconds.
 START_PAUSE = 1.0
+#: Queues of a topic that a worker creates; as many as Apache's brokers give by default.
+NEW_QUEUES = 8
 
 
 class Worker:
@@ -30,6 +34,7 @@ class Worker:
     `groups`: only the consumers of these groups; empty: all. `concurrency`: for consumers that do not set their own.
     `shutdown_timeout`: seconds that what is in flight gets when the worker stops. `member`: which one of several
     worker processes of this application on this host it is; broadcast consumers keep their place under it.
+    `create_topics`: create the topics that do not exist yet (otherwise the first message does, where brokers allow it).
     Raises ConfigError when there is nothing to run or a function's signature cannot be filled.
     """
 
@@ -41,11 +46,13 @@ class Worker:
         concurrency: int = DEFAULT_CONCURRENCY,
         shutdown_timeout: float = 30.0,
         member: int = 0,
+        create_topics: bool = False,
     ) -> None:
         self.app = app
         self.concurrency = concurrency
         self.shutdown_timeout = shutdown_timeout
         self.member = member
+        self.create_topics = create_topics
         known = {consumer.group: consumer for consumer in app.consumers}
         wanted = list(groups) or list(known)
         unknown = [group for group in wanted if group not in known]
@@ -103,6 +110,8 @@ class Worker:
         complained = False
         while not self._stop.is_set():
             try:
+                if self.create_topics:
+                    await asyncio.to_thread(create_topic, self.app.namesrv, running.consumer.topic)
                 await running.push.start()
                 return
             except RemotingError as error:
@@ -116,6 +125,16 @@ class Worker:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+
+
+def create_topic(namesrv: str, topic: str) -> None:
+    """Create a topic on every broker, unless it is there. Raises RemotingError, BrokerError."""
+    with Admin(namesrv) as admin:
+        try:
+            admin.route(topic)
+        except RouteNotFound:
+            admin.create_topic(TopicConfig(topic, read_queue_nums=NEW_QUEUES, write_queue_nums=NEW_QUEUES))
+            logger.info("created topic %s with %d queues", topic, NEW_QUEUES)
 
 
 class _Running:

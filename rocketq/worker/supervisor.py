@@ -169,7 +169,8 @@ class Supervisor:
                     return 128 + self._stop_signals[-1]
             self._wake.clear()
             self._wake.wait(0.05)
-        codes = {process.returncode for process in running}
+        # One that SIGTERM ended had not begun to consume: it was still starting.
+        codes = {STOPPED if process.returncode == -signal.SIGTERM else process.returncode for process in running}
         for child in self.children:
             child.process = None
         for process in running:

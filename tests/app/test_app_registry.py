@@ -71,6 +71,8 @@ def test_two_functions_in_one_group_are_refused() -> None:
     "options",
     [
         {"topic": "no topic"},
+        {"tag": "||"},
+        {"tag": ""},
         {"group": "no group"},
         {"ordered": True, "broadcast": True},
         {"concurrency": 0},

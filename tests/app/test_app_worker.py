@@ -282,6 +282,7 @@ def send(app, worker):
     data = tmp_path / "data"
     worker = make_worker(source, "--embedded", "--data", str(data), namesrv=None).ready()
     assert worker.wait_lines(1) == ["True"]
+    assert "created topic own" in worker.output
     assert worker.stop() == 0
     assert any(data.rglob("commitlog/*"))
 
