@@ -22,6 +22,7 @@ import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rocketq import EmbeddedServer
 from rocketq.client.admin import Admin
@@ -226,13 +227,24 @@ def summary(journals: Journals, expected: dict[str, int], flights: list[dict[str
 
 
 NEXT = """
-Try next:
-  rocketq server                                        a server that stays; then, in other terminals:
-  rocketq worker -A examples/flights/app.py             the same consumers, by hand
-  rocketq tail flights --tag cancelled                  look at what is there
-  python examples/flights/run.py --namesrv 127.0.0.1:9876
-  rocketq worker --help                                 processes, reload, an embedded server
+Try next (a server that stays, then each in a terminal of its own):
+  {rocketq} server
+  {rocketq} tail flights --tag cancelled
+  {rocketq} worker -A {here}/app.py
+  {python} {here}/run.py --namesrv 127.0.0.1:9876 --limit 1000
+  {rocketq} worker --help
 """
+
+
+def what_next() -> str:
+    """Commands that can be pasted where this one was."""
+    binaries = Path(sys.executable).parent
+    rocketq = binaries / "rocketq"
+    return NEXT.format(
+        python=os.path.relpath(sys.executable),
+        rocketq=os.path.relpath(rocketq) if rocketq.exists() else f"{os.path.relpath(sys.executable)} -m rocketq",
+        here=os.path.relpath(HERE),
+    )
 
 
 async def main(namesrv: str, limit: int | None, folder: Path) -> bool:
@@ -245,7 +257,7 @@ async def main(namesrv: str, limit: int | None, folder: Path) -> bool:
 
     make_topic(namesrv, TOPIC)
     workers: list[WorkerProcess] = []
-    feeding: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[Any]] = []
     try:
         workers.append(WorkerProcess("1", folder / "worker-1.log"))
         workers.append(WorkerProcess("2", folder / "worker-2.log", "--group", "flights-board"))
@@ -255,14 +267,15 @@ async def main(namesrv: str, limit: int | None, folder: Path) -> bool:
         start = time.monotonic()
         feeding = asyncio.create_task(feed(flights, sent))
         following = asyncio.create_task(follow(journals, expected, sent, workers))
-        await asyncio.wait([feeding, following], return_when=asyncio.FIRST_EXCEPTION)
+        tasks += [feeding, following]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         complete = following.done() and following.result()
         if feeding.done():
             feeding.result()
         print(f"{sum(expected.values()):,} consumptions in {time.monotonic() - start:.1f} s")
     finally:
-        if feeding is not None:
-            feeding.cancel()
+        for task in tasks:
+            task.cancel()
         codes = [worker.stop() for worker in workers]
         await app.aclose()
     if codes != [0, 0]:
@@ -284,5 +297,5 @@ if __name__ == "__main__":
             address = server.namesrv
             print(f"embedded server: namesrv={address} broker={server.broker} pid={server.pid}")
         good = asyncio.run(main(address, options.limit, folder))
-    print("all right" + NEXT if good else "NOT all right")
+    print("all right" + what_next() if good else "NOT all right")
     sys.exit(0 if good else 1)
