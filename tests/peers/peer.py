@@ -11,9 +11,11 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -84,7 +86,7 @@ class Peer:
         assert self._ready, f"{name} died: {self.log()}"
 
     def log(self) -> str:
-        return self._log.read_text(errors="replace")[-3000:]
+        return self._log.read_text(errors="replace")[-12000:]
 
     def _read(self) -> None:
         assert self._process.stdout
@@ -111,6 +113,9 @@ class Peer:
         with self._changed:
             self._changed.wait_for(lambda: number in self._replies or not self._reader.is_alive(), timeout)
             reply = self._replies.pop(number, None)
+        if reply is None and self.name == "rocketq":
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(1)
         assert reply is not None, f"{self.name} did not answer {line[:300]}: {self.log()}"
         if "error" in reply:
             raise RuntimeError(f"{self.name}: {do}: {reply['error']}")

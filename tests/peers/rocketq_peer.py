@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rocketq import AsyncProducer, Message, MessageQueue, Producer, PushConsumer, ReceivedMessage
+from rocketq import AsyncProducer, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
 from rocketq.client import ConsumeResult, RetryLater, SendResult, by_hash
 
 Object = dict[str, Any]
@@ -150,13 +151,57 @@ class Peer:
         await self.consumers.pop(c["name"]).close()
         return True
 
+    def pull_consumer(self, c: Object) -> PullConsumer:
+        options: Object = {"route_refresh": 1, "rebalance_interval": 1}
+        return PullConsumer(c["group"], c["namesrv"], from_where="FIRST", auto_commit=False, **options)
+
+    async def poll(self, c: Object) -> Object:
+        """Subscribes, takes `count` messages, commits, and leaves the group."""
+        consumer = self.pull_consumer(c)
+        consumer.subscribe(c["topic"], c.get("expression", "*"))
+        async with consumer:
+            found = await self.take(consumer, c["count"])
+            await consumer.commit()
+        return {"messages": found}
+
+    async def lite(self, c: Object) -> Object:
+        """Assigns one queue, seeks when an offset is given, polls until `count` messages are there, and commits."""
+        queue = MessageQueue(c["topic"], c["broker"], c["queue"])
+        async with self.pull_consumer(c) as consumer:
+            await consumer.assign([queue])
+            if "offset" in c:
+                await consumer.seek(queue, c["offset"])
+            found = await self.take(consumer, c["count"])
+            await consumer.commit()
+            return {"messages": found, "committed": await consumer.committed(queue)}
+
+    async def take(self, consumer: PullConsumer, count: int) -> list[Object]:
+        found: list[Object] = []
+        deadline = time.monotonic() + 40
+        while len(found) < count and time.monotonic() < deadline:
+            found += [describe(message) for message in await consumer.poll(0.5)]
+        return found
+
     async def run(self, c: Object) -> Any:
-        verbs = {"send": self.send, "consume": self.consume, "stop": self.stop}
+        verbs: dict[str, Callable[[Object], Awaitable[Any]]] = {
+            "send": self.send,
+            "consume": self.consume,
+            "stop": self.stop,
+            "poll": self.poll,
+            "lite": self.lite,
+        }
         return await verbs[c["do"]](c)
+
+
+def report_tasks() -> None:
+    """Where every task waits, to stderr: what a test that waits in vain shows."""
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=8)
 
 
 async def main(directory: Path) -> None:
     peer = Peer(directory)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, report_tasks)
     say({"event": "ready"})
     while line := await asyncio.to_thread(sys.stdin.readline):
         command = json.loads(line)

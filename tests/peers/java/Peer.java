@@ -313,6 +313,10 @@ public class Peer {
         try {
             consumer.assign(Collections.singletonList(queue));
             if (c.containsKey("offset")) {
+                // A pull from elsewhere may be under way, and 4.9 lets its answer through after a seek.
+                consumer.pause(Collections.singletonList(queue));
+                consumer.poll(500);
+                consumer.resume(Collections.singletonList(queue));
                 consumer.seek(queue, c.getLongValue("offset"));
             }
             List<MessageExt> found = new ArrayList<>();
