@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rocketq.errors import StoreError
@@ -39,6 +39,7 @@ from rocketq.record import (
     MAGIC_V1,
     MAGIC_V2,
     STORE_HOST_V6,
+    TRANSACTION_PREPARED,
     CorruptRecord,
 )
 from rocketq.store.commitlog import CommitLog, LogFile, blank
@@ -79,6 +80,8 @@ def parse(data: bytes, at: int, size: int, physical_offset: int, check_crc: bool
     _, magic, crc, queue_id, _, queue_offset, own_offset, sys_flag, _ = _PREFIX.unpack_from(data, at)
     if own_offset != physical_offset:
         raise CorruptRecord(f"it says that it is at {own_offset}")
+    if not 0 <= queue_offset <= physical_offset:  # every message before it took more than a byte
+        raise CorruptRecord(f"its queue offset {queue_offset} cannot be")
     end = at + size
     position = at + (68 if sys_flag & BORN_HOST_V6 else 56)
     try:
@@ -98,6 +101,9 @@ def parse(data: bytes, at: int, size: int, physical_offset: int, check_crc: bool
         (width,) = _SHORT.unpack_from(data, topic_end)
         if topic_end + 2 + width != end:
             raise CorruptRecord(f"its parts add up to {topic_end + 2 + width - at} bytes, not {size}")
+        # the CRC covers the body only; a tail that was torn behind it is zeros, which no property string ends with
+        if (width and not data[end - 1]) or 0 in data[topic_at:topic_end]:
+            raise CorruptRecord("its properties or its topic were not written whole")
         topic = data[topic_at:topic_end].decode()
         properties = data[topic_end + 2 : end].decode()
     except (struct.error, IndexError, UnicodeDecodeError) as error:
@@ -276,10 +282,15 @@ class _Rebuilder:
         """Raises _Hole when earlier entries of the queue are missing, unless the whole log is read anyway."""
         properties = found.properties
         tag = properties.get("TAGS")
-        if found.sys_flag & INNER_BATCH:
-            return  # its queue is a batchconsumequeue, which only Apache's broker serves
-        queue = self._queues.obtain(found.topic, found.queue_id)
-        if not found.sys_flag & 4:
+        sys_flag = found.sys_flag
+        if sys_flag & INNER_BATCH:
+            # its queue is a batchconsumequeue, which only Apache's broker serves: nothing but the index, as for
+            # prepared messages
+            queue = Queue(found.topic, found.queue_id)
+            sys_flag |= TRANSACTION_PREPARED
+        else:
+            queue = self._queues.obtain(found.topic, found.queue_id)
+        if not sys_flag & TRANSACTION_PREPARED:
             if found.queue_offset != queue.next_offset:
                 self.flush()
                 self._mend(queue, found)
@@ -293,7 +304,7 @@ class _Rebuilder:
                 found.size,
                 found.store_timestamp,
                 self._code(found, tag),
-                found.sys_flag,
+                sys_flag,
                 queue,
                 properties.get("UNIQ_KEY"),
                 properties.get("KEYS"),
@@ -346,9 +357,11 @@ def recover(
     clean: bool,
     check_crc: bool,
     delays: list[int],
+    forget: Callable[[], None],
 ) -> tuple[Recovery, Found | None]:
     """Bring everything to the end of the log; returns the report and the last record.
 
+    `forget` is called before what the checkpoint says ceases to be true.
     Raises StoreError when the log is damaged in a way that needs a decision, OSError when the disk fails.
     """
     report = Recovery(clean=clean)
@@ -357,6 +370,7 @@ def recover(
     redo = not clean
     if clean and len(queues.keys()) < checkpoint.queues:
         redo, start = True, commit_log.min_offset
+        forget()
     while True:
         whole = redo and start <= commit_log.min_offset
         queues.limit = start if redo else commit_log.end
@@ -374,6 +388,7 @@ def recover(
                 raise _Hole
         except _Hole:
             log.warning("ConsumeQueues are missing or incomplete: rebuilding them from the whole CommitLog")
+            forget()
             queues.reset()
             redo, start = True, commit_log.min_offset
             continue
@@ -402,7 +417,7 @@ def _start(scan: Scan, commit_log: CommitLog, checkpoint: Checkpoint, clean: boo
 
 
 def _has_entry(queues: ConsumeQueues, found: Found) -> bool:
-    if found.sys_flag & (INNER_BATCH | 4):
+    if found.sys_flag & (INNER_BATCH | TRANSACTION_PREPARED):
         return True
     queue = queues.get(found.topic, found.queue_id)
     entry = queues.entry(queue, found.queue_offset) if queue is not None else None

@@ -52,6 +52,8 @@ _CHECKPOINT_EVERY = 10.0
 _QUEUES_PER_TURN = 200
 
 
+#: From so many files on, forcing the whole system's data to disk takes less time than forcing each.
+_SYNC_ALL = 256
 #: Bytes that have to be free before a full store is written to again, where no new CommitLog file is needed.
 _ENOUGH = 16 << 20
 
@@ -145,6 +147,7 @@ class MessageStore(Reader):
             clean=clean,
             check_crc=config.check_crc_on_recover,
             delays=config.delay_levels(),
+            forget=lambda: self._marks.save(Checkpoint()),
         )
         end = report.end
         if last is not None:
@@ -158,11 +161,11 @@ class MessageStore(Reader):
         self.log.sync(report.checked_from, end)
         self._flusher.start(end)
         self._helper = ThreadPoolExecutor(1, "rocketq-store")
-        self._saved_offset = checkpoint.offset or 0
-        if report.records or self._saved_offset != end:
-            self._save_now()
+        # what was dispatched again is saved by the first calls of `maintain`: there may be thousands of files
+        done = clean and not report.records
+        self._saved_offset = end if done else -1
+        self._saved_at = time.monotonic() if done else float("-inf")
         self._judge()
-        self._saved_at = time.monotonic()
         log.info("store %s is open: %s", config.store_path_root_dir, report)
         return report
 
@@ -532,6 +535,9 @@ class MessageStore(Reader):
         if self._flusher.failure or self._broken:
             return
         try:
+            if len(paths) > _SYNC_ALL:
+                files.sync_all()
+                paths, directories = [], []
             for path in paths:
                 with suppress(FileNotFoundError):  # its topic was deleted meanwhile
                     fd = files.open(path)
