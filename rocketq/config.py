@@ -21,7 +21,7 @@ from rocketq.errors import ConfigError
 
 if typing.TYPE_CHECKING:
     from rocketq.remoting.tls import TlsConfig
-    from rocketq.store import StoreConfig
+    from rocketq.store.config import StoreConfig
 
 log = logging.getLogger("rocketq.config")
 
@@ -354,7 +354,7 @@ class BrokerConfig(Config):
 
     def store(self) -> StoreConfig:
         """The store's part of the settings."""
-        from rocketq.store import StoreConfig
+        from rocketq.store.config import StoreConfig
 
         own = {field.name for field in dataclasses.fields(self)}
         names = getattr(StoreConfig, "__struct_fields__", None) or [

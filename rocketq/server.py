@@ -100,8 +100,8 @@ class BrokerPart:
 class BrokerProcesses:
     """Broker processes under this one: started together, restarted when one dies, stopped together.
 
-    `commands` gives the command line of broker number i on a port (0: a free one; a restart gets the port that it
-    had). A process ends by itself when this one is gone: it holds the other end of its stdin.
+    `command` gives the command line of broker number i on a port (0: a free one; a restart gets the port that it
+    had). Their stdin is a pipe that nobody writes to: it ends when this process does, and then so do they.
     """
 
     def __init__(
@@ -113,8 +113,10 @@ class BrokerProcesses:
         self._addresses = [""] * len(names)
         self._processes: list[asyncio.subprocess.Process | None] = [None] * len(names)
         self._tasks: list[asyncio.Task[None]] = []
+        self._lifeline: tuple[int, int] | None = None
 
     async def start(self) -> None:
+        self._lifeline = os.pipe()
         try:
             await asyncio.gather(*(self._spawn(i) for i in range(len(self._names))))
         except BaseException:
@@ -127,15 +129,20 @@ class BrokerProcesses:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._end(i) for i in range(len(self._names))))
+        if self._lifeline is not None:
+            for end in self._lifeline:
+                os.close(end)
+            self._lifeline = None
 
     def describe(self) -> str:
         return "broker=" + ",".join(self._addresses)
 
     async def _spawn(self, index: int) -> None:
         """Start one process and wait until it serves. Raises RocketQError when it ends before."""
+        assert self._lifeline is not None
         process = await asyncio.create_subprocess_exec(
             *self._command(index, self._ports[index]),
-            stdin=asyncio.subprocess.PIPE,
+            stdin=self._lifeline[0],
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches us only; we stop them in order
         )

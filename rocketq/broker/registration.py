@@ -65,6 +65,7 @@ class Registration:
         self._timeout = config.register_broker_timeout_mills / 1000
         self._servers = [_NameServer(server) for server in config.namesrv_addresses]
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     async def start(self) -> None:
         """Register with all NameServers; returns when each was tried once, or after 5 s."""
@@ -91,6 +92,7 @@ class Registration:
 
     async def stop(self) -> None:
         """Take leave of all NameServers, so that clients stop coming at once."""
+        self._stopping = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -99,7 +101,7 @@ class Registration:
     # -- one NameServer
 
     async def _keep_registered(self, server: _NameServer) -> None:
-        while True:
+        while not self._stopping:
             server.wake.clear()
             try:
                 await self._tell(server)
@@ -117,10 +119,12 @@ class Registration:
             if server.failures:
                 await asyncio.sleep(pause)
                 continue
+            # not wait_for: before Python 3.12 it loses a cancellation that comes together with the event
+            timer = asyncio.get_running_loop().call_later(pause, server.wake.set)
             try:
-                await asyncio.wait_for(server.wake.wait(), pause)
-            except asyncio.TimeoutError:
-                continue
+                await server.wake.wait()
+            finally:
+                timer.cancel()
 
     async def _tell(self, server: _NameServer) -> None:
         """One registration or heartbeat. Raises RemotingError or BrokerError."""

@@ -196,14 +196,14 @@ def commands():
             yield (name, sub), one
 
 
-@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if value else "")
-def test_every_command_and_option_has_help(path, command):
-    result = CliRunner().invoke(main, [*path, "--help"], prog_name="rocketq")
-    assert result.exit_code == 0
-    assert command.help, path
-    for option in command.params:
-        if option.param_type_name == "option" and not getattr(option, "hidden", False):
-            assert option.help, f"{path}: {option.name}"
+def test_every_command_and_option_has_help():
+    for path, command in commands():
+        result = CliRunner().invoke(main, [*path, "--help"], prog_name="rocketq")
+        assert result.exit_code == 0, path
+        assert command.help, path
+        for option in command.params:
+            if option.param_type_name == "option" and not option.hidden:
+                assert option.help, f"{path}: {option.name}"
 
 
 def test_the_overview_names_every_command():

@@ -178,7 +178,7 @@ def test_every_setting_does_something(kind):
 
 
 def test_the_store_gets_its_settings_from_the_broker_record():
-    from rocketq.store import StoreConfig
+    from rocketq.store.config import StoreConfig
 
     config = load(BrokerConfig, env={}, overrides={"store_path_root_dir": "/x", "max_index_num": 7})
     store = config.store()

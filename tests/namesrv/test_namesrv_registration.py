@@ -227,6 +227,15 @@ def test_stopping_does_not_depend_on_nameservers():
     run(test)
 
 
+def test_stopping_while_a_connection_is_lost_does_not_hang():
+    async def test(it):
+        await it.registration.start()
+        it.registration.connection_lost("ns:1")
+        await asyncio.wait_for(it.registration.stop(), 10)
+
+    run(test)
+
+
 def test_a_read_only_broker_says_so():
     async def test(it):
         await it.registration.start()
