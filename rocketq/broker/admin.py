@@ -11,6 +11,7 @@ from rocketq.broker.clients import Clients, Member
 from rocketq.broker.groups import Groups
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.pull import Pull
+from rocketq.broker.saving import Saver
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.message import MessageQueue
@@ -82,6 +83,7 @@ class Admin:
         clients: Clients,
         offsets: Offsets,
         pull: Pull,
+        saver: Saver,
         booted: int,
     ) -> None:
         self._config = config
@@ -91,6 +93,7 @@ class Admin:
         self._clients = clients
         self._offsets = offsets
         self._pull = pull
+        self._saver = saver
         self._booted = booted
 
     def handlers(self) -> dict[int, Handler]:
@@ -178,6 +181,7 @@ class Admin:
             attributes=attributes,
         )
         self._topics.update(topic)
+        self._saver.save(self._topics)
         log.info("topic %s created or changed by %s", header.topic, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS, NOT_SET)
 
@@ -191,6 +195,7 @@ class Admin:
         except _Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._topics.update_all(topics)
+        self._saver.save(self._topics)
         return encode_response(request, ResponseCode.SUCCESS, NOT_SET)
 
     def _all_topics(self, connection: Connection, request: Command) -> Reply:
@@ -226,6 +231,8 @@ class Admin:
         self._topics.delete(name)
         self._offsets.remove_topic(name)
         self._store.delete_topic(name)
+        self._saver.save(self._topics)
+        self._saver.save(self._offsets)
         log.info("topic %s deleted by %s", name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
 
@@ -312,6 +319,7 @@ class Admin:
         except _Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._groups.update(*groups)
+        self._saver.save(self._groups)
         return encode_response(request, ResponseCode.SUCCESS)
 
     def _all_groups(self, connection: Connection, request: Command) -> Reply:
@@ -338,6 +346,8 @@ class Admin:
         self._groups.delete(header.group_name)
         if header.clean_offset:
             self._offsets.remove_group(header.group_name)
+        self._saver.save(self._groups)
+        self._saver.save(self._offsets)
         log.info("group %s deleted by %s", header.group_name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
 

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rocketq import properties as names
+from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError, StoreError
 from rocketq.names import SCHEDULE_TOPIC
 from rocketq.properties import decode_properties
 from rocketq.record import decode_record
 from rocketq.remoting.bodies import DataVersion
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
 
@@ -53,12 +54,14 @@ class Delay:
         self, config: BrokerConfig, path: Path, files: Files, store: MessageStore, clock_ms: Callable[[], int]
     ) -> None:
         self._levels = parse_delay_levels(config.message_delay_level)
-        self._path = path
+        self.path = path
         self._files = files
         self._store = store
         self._clock_ms = clock_ms
         self._offsets = [0] * len(self._levels)
         self._saved: list[int] = []
+        #: positions that are saved as soon as the log is on disk up to the offset before them
+        self._delivered: tuple[int, list[int]] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -87,18 +90,31 @@ class Delay:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        self.persist()
-
-    def persist(self) -> None:
-        """Write the positions if they moved. Raises StoreError when that is not possible."""
         if self._offsets != self._saved:
-            table = {level: offset for level, offset in enumerate(self._offsets, 1) if offset}
+            self._delivered = (0, self._offsets.copy())  # a clean stop forces the log to disk by itself
+
+    def snapshot(self) -> Build | None:
+        """See :class:`rocketq.broker.saving.Table`.
+
+        A position is given out only when everything delivered before it is on disk: a power failure must not leave
+        a position behind messages that it lost.
+        """
+        store = self._store
+        if self._delivered is not None and self._delivered[0] <= store.durable_offset:
+            offsets, self._delivered = self._delivered[1], None
+            self._saved = offsets
+            table = {level: offset for level, offset in enumerate(offsets, 1) if offset}
             version = DataVersion(timestamp=self._clock_ms())
-            save_json(self._path, {"dataVersion": version.to_json(), "offsetTable": table}, self._files)
-            self._saved = self._offsets.copy()
+            return lambda: {"dataVersion": version.to_json(), "offsetTable": table}
+        if self._delivered is None and self._offsets != self._saved:
+            self._delivered = (store.written_offset, self._offsets.copy())
+        return None
+
+    def unsaved(self) -> None:
+        self._saved = []
 
     def _load(self) -> None:
-        table = (load_json(self._path, self._files) or {}).get("offsetTable", {})
+        table = (load_json(self.path, self._files) or {}).get("offsetTable", {})
         for index in range(len(self._levels)):
             saved = int(table.get(index + 1, table.get(str(index + 1), 0)))
             low = self._store.min_offset(SCHEDULE_TOPIC, index)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from rocketq import names
-from rocketq.broker.topics import SAVE_PAUSE
+from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError
 from rocketq.remoting.bodies import DataVersion, SubscriptionGroupConfig
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
-
-log = logging.getLogger("rocketq.broker")
 
 #: Bit of a group's entry in the forbidden table: it may not read the topic.
 READ_FORBIDDEN = 4
@@ -32,11 +28,10 @@ class Groups:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._config = config
-        self._path = path
+        self.path = path
         self._files = files
         self._clock_ms = clock_ms
         self._dirty = False
-        self._next_save = 0.0
         self.table: dict[str, SubscriptionGroupConfig] = {}
         #: group -> topic -> bits of what the group may not do there
         self.forbidden: dict[str, dict[str, int]] = {}
@@ -44,7 +39,7 @@ class Groups:
 
     def load(self) -> None:
         """Read the file and add the groups that every broker has. Raises StoreError when the file is unreadable."""
-        saved = load_json(self._path, self._files)
+        saved = load_json(self.path, self._files)
         if saved:
             for name, value in saved.get("subscriptionGroupTable", {}).items():
                 self.table[name] = SubscriptionGroupConfig.from_json(value)
@@ -103,12 +98,21 @@ class Groups:
             del self.forbidden[group]
         self._changed()
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "dataVersion": self.data_version.to_json(),
-            "forbiddenTable": self.forbidden,
-            "subscriptionGroupTable": {name: group.to_json() for name, group in self.table.items()},
+    def snapshot(self) -> Build | None:
+        """See :class:`rocketq.broker.saving.Table`."""
+        if not self._dirty:
+            return None
+        self._dirty = False
+        version, table = self.data_version, self.table.copy()
+        forbidden = {group: topics.copy() for group, topics in self.forbidden.items()}
+        return lambda: {
+            "dataVersion": version.to_json(),
+            "forbiddenTable": forbidden,
+            "subscriptionGroupTable": {name: group.to_json() for name, group in table.items()},
         }
+
+    def unsaved(self) -> None:
+        self._dirty = True
 
     def _changed(self) -> None:
         version = self.data_version
@@ -116,20 +120,3 @@ class Groups:
             counter=version.counter + 1, state_version=version.state_version, timestamp=self._clock_ms()
         )
         self._dirty = True
-        try:
-            self.save(now=False)
-        except StoreError as error:
-            log.error("%d groups are kept in memory only, the next save tries again: %s", len(self.table), error)
-
-    def save(self, *, now: bool = True) -> None:
-        """Write the file when anything changed; with `now` false only when the last write is long enough ago.
-
-        Raises StoreError.
-        """
-        if not self._dirty or (not now and time.monotonic() < self._next_save):
-            return
-        begun = time.monotonic()
-        save_json(self._path, self.to_json(), self._files)
-        self._dirty = False
-        ended = time.monotonic()
-        self._next_save = ended + (ended - begun) * SAVE_PAUSE

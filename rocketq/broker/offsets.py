@@ -1,6 +1,6 @@
 """How far each group has consumed each queue (codes 14, 15, 43), kept in ``config/consumerOffset.json``.
 
-Offsets live in memory and are written by :meth:`Offsets.persist` every few seconds: after a crash a group repeats
+Offsets live in memory and are written every few seconds: after a crash a group repeats
 what it consumed since, as on Apache's broker.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rocketq import javajson
 from rocketq.broker.groups import Groups
+from rocketq.broker.saving import Build
 from rocketq.broker.topics import Topics
 from rocketq.remoting.bodies import DataVersion
 from rocketq.remoting.codes import RequestCode, ResponseCode
@@ -22,7 +23,7 @@ from rocketq.remoting.headers import (
     UpdateConsumerOffsetHeader,
 )
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
 
@@ -42,7 +43,7 @@ class Offsets:
         store: MessageStore,
         clock_ms: Callable[[], int],
     ) -> None:
-        self._path = path
+        self.path = path
         self._files = files
         self._groups = groups
         self._topics = topics
@@ -62,7 +63,7 @@ class Offsets:
         }
 
     def load(self) -> None:
-        saved = load_json(self._path, self._files)
+        saved = load_json(self.path, self._files)
         if not saved:
             return
         for key, queues in saved.get("offsetTable", {}).items():
@@ -72,11 +73,16 @@ class Offsets:
         if "dataVersion" in saved:
             self.data_version = DataVersion.from_json(saved["dataVersion"])
 
-    def persist(self) -> None:
-        """Write the file if anything changed. Raises StoreError when that is not possible."""
-        if self._dirty:
-            save_json(self._path, self._as_json(), self._files)
-            self._dirty = False
+    def snapshot(self) -> Build | None:
+        """See :class:`rocketq.broker.saving.Table`."""
+        if not self._dirty:
+            return None
+        self._dirty = False
+        table = {key: queues.copy() for key, queues in self.table.items()}
+        return lambda: self._as_json(table)
+
+    def unsaved(self) -> None:
+        self._dirty = True
 
     def commit(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         """Note that `group` consumed everything below `offset`; any value is taken, also a lower one."""
@@ -107,18 +113,18 @@ class Offsets:
             del self.table[key]
             self._dirty = True
 
-    def _as_json(self) -> dict[str, object]:
+    def _as_json(self, table: dict[tuple[str, str], dict[int, int]]) -> dict[str, object]:
         by_group: dict[str, list[str]] = {}
-        for topic, group in self.table:
+        for topic, group in table:
             by_group.setdefault(group, []).append(topic)
         return {
             "dataVersion": self.data_version.to_json(),
             "groupTopicMap": by_group,
-            "offsetTable": {f"{topic}@{group}": queues for (topic, group), queues in self.table.items()},
+            "offsetTable": {f"{topic}@{group}": queues for (topic, group), queues in table.items()},
         }
 
     def _all(self, connection: Connection, request: Command) -> Reply:
-        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self._as_json()))
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self._as_json(self.table)))
 
     def _query(self, connection: Connection, request: Command) -> Reply:
         header = request.header(QueryConsumerOffsetHeader)

@@ -7,6 +7,7 @@ it returns is the answer. Sends are answered at the end of the read, when everyt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -26,6 +27,7 @@ from rocketq.broker.query import Query
 from rocketq.broker.registration import Registration
 from rocketq.broker.retry import Retry
 from rocketq.broker.runtime import Runtime
+from rocketq.broker.saving import Saver
 from rocketq.broker.send import Sender
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
@@ -64,6 +66,8 @@ NOT_ON_VIP = frozenset(
 )
 #: Seconds between two rounds of periodic work.
 TICK = 0.5
+#: Seconds between two looks for clients and locks that expired.
+EXPIRE_EVERY = 10.0
 
 
 class Broker:
@@ -81,6 +85,7 @@ class Broker:
         root = Path(config.store_path_root_dir) / "config"
         booted = clock_ms()
         self.statistics = Statistics()
+        self.saver = Saver(files)
         self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms)
         self.topics = Topics(config, root / "topics.json", files, self._topics_changed, clock_ms)
         self.groups = Groups(config, root / "subscriptionGroup.json", files, clock_ms)
@@ -121,6 +126,7 @@ class Broker:
             self.clients,
             self.offsets,
             self.pull,
+            self.saver,
             booted,
         )
         self.runtime = Runtime(
@@ -147,6 +153,7 @@ class Broker:
         self._vip: Server | None = None
         self._client: AsyncClient | None = None
         self._registration: Registration | None = None
+        self._stopping = asyncio.Event()
         self._ticker: asyncio.Task[None] | None = None
 
     @property
@@ -205,8 +212,8 @@ class Broker:
             await self._client.close()
             self._client = None
         if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
+            self._stopping.set()
+            await self._ticker  # not cancelled, it may be saving
             self._ticker = None
         for server in (self._vip, self._server):
             if server is not None:
@@ -215,9 +222,8 @@ class Broker:
         self.hold.stop()
         try:
             await self.delay.stop()
-            self.offsets.persist()
-            self.topics.save()
-            self.groups.save()
+            for table in (self.topics, self.groups, self.offsets, self.delay):
+                self.saver.save(table)
         except StoreError as error:
             log.error("the broker's tables could not be written while it stops: %s", error)
         self.store.on_durable = None
@@ -278,25 +284,23 @@ class Broker:
             self.topics.changed()
 
     async def _tick(self) -> None:
-        """Periodic work, on the loop's thread; everything here is short."""
+        """Periodic work until the broker stops; what is done on the loop's thread is short."""
         offsets_every = self.config.flush_consumer_offset_interval / 1000
-        next_offsets = time.monotonic() + offsets_every
-        next_expiry = time.monotonic() + 10
-        while True:
-            await asyncio.sleep(TICK)
+        next_expiry = time.monotonic() + EXPIRE_EVERY
+        while not self._stopping.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK)
             now = time.monotonic()
             try:
                 self.store.maintain()
                 self.batch.relax()
-                self.topics.save(now=False)
-                self.groups.save(now=False)
                 self.statistics.sample(now)
-                if now >= next_offsets:
-                    next_offsets = now + offsets_every
-                    self.offsets.persist()
-                    self.delay.persist()
+                await self.saver.save_later(self.topics, 0.0)
+                await self.saver.save_later(self.groups, 0.0)
+                await self.saver.save_later(self.offsets, offsets_every)
+                await self.saver.save_later(self.delay, offsets_every)
                 if now >= next_expiry:
-                    next_expiry = now + 10
+                    next_expiry = now + EXPIRE_EVERY
                     self.clients.expire()
                     self.locks.expire()
             except RocketQError as error:  # a full disk, for one, passes; the next round tries again

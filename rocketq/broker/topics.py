@@ -7,24 +7,17 @@ NameServers through `on_change`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rocketq import names
+from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError
 from rocketq.remoting.bodies import DataVersion, TopicConfig
 from rocketq.remoting.codes import Perm
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
-
-log = logging.getLogger("rocketq.broker")
-
-#: After a save that took `t` seconds the next one waits this many times `t`, so that thousands of topics created
-#: in a row do not spend their time on rewriting the file.
-SAVE_PAUSE = 20
 
 READ_WRITE = int(Perm.READ | Perm.WRITE)
 INHERITED = int(Perm.READ | Perm.WRITE | Perm.INHERIT)
@@ -42,12 +35,11 @@ class Topics:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._config = config
-        self._path = path
+        self.path = path
         self._files = files
         self._on_change = on_change
         self._clock_ms = clock_ms
         self._dirty = False
-        self._next_save = 0.0
         self.table: dict[str, TopicConfig] = {}
         self.data_version = DataVersion(timestamp=clock_ms())
         #: topics of the broker itself, those named after it and its cluster included
@@ -55,7 +47,7 @@ class Topics:
 
     def load(self) -> None:
         """Read the file and add the topics that every broker has. Raises StoreError when the file is unreadable."""
-        saved = load_json(self._path, self._files)
+        saved = load_json(self.path, self._files)
         if saved:
             for name, value in saved.get("topicConfigTable", {}).items():
                 self.table[name] = TopicConfig.from_json(value)
@@ -185,24 +177,19 @@ class Topics:
         """Raise the data version without a change of a topic, as for a new `brokerPermission`."""
         self._changed(list(self.table.values()))
 
-    def save(self, *, now: bool = True) -> None:
-        """Write the file when anything changed; with `now` false only when the last write is long enough ago.
-
-        Raises StoreError.
-        """
-        if not self._dirty or (not now and time.monotonic() < self._next_save):
-            return
-        begun = time.monotonic()
-        save_json(self._path, self.to_json(), self._files)
+    def snapshot(self) -> Build | None:
+        """See :class:`rocketq.broker.saving.Table`."""
+        if not self._dirty:
+            return None
         self._dirty = False
-        ended = time.monotonic()
-        self._next_save = ended + (ended - begun) * SAVE_PAUSE
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "dataVersion": self.data_version.to_json(),
-            "topicConfigTable": {name: topic.to_json() for name, topic in self.table.items()},
+        version, table = self.data_version, self.table.copy()
+        return lambda: {
+            "dataVersion": version.to_json(),
+            "topicConfigTable": {name: topic.to_json() for name, topic in table.items()},
         }
+
+    def unsaved(self) -> None:
+        self._dirty = True
 
     def _add(self, topic: TopicConfig) -> TopicConfig:
         self.table[topic.topic_name] = topic
@@ -215,8 +202,4 @@ class Topics:
             counter=version.counter + 1, state_version=version.state_version, timestamp=self._clock_ms()
         )
         self._dirty = True
-        try:
-            self.save(now=False)
-        except StoreError as error:
-            log.error("%d topics are kept in memory only, the next save tries again: %s", len(self.table), error)
         self._on_change(topics)

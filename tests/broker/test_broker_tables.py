@@ -11,8 +11,11 @@ import pytest
 from broker_wire import Wire, running, with_broker
 
 from rocketq import javajson
+from rocketq.broker.saving import Saver
 from rocketq.broker.server import Broker
-from rocketq.errors import StoreLocked
+from rocketq.errors import StoreError, StoreLocked
+from rocketq.store.configfile import save_json
+from rocketq.store.files import OsFiles
 
 
 def topic_header(topic: str, **more: Any) -> dict[str, Any]:
@@ -84,18 +87,18 @@ def test_thousands_of_new_topics_do_not_rewrite_the_file_each_time(tmp_path: Pat
     async def main() -> None:
         async with running(tmp_path) as (broker, wire):
             saves = 0
-            to_json = broker.topics.to_json
+            write = broker.saver._write
 
-            def counted() -> Any:
+            def counted(*args: Any) -> None:
                 nonlocal saves
                 saves += 1
-                return to_json()
+                write(*args)
 
-            broker.topics.to_json = counted  # type: ignore[method-assign]
+            broker.saver._write = counted  # type: ignore[method-assign]
             opaques = [wire.message(f"T{number}") for number in range(2000)]
             for opaque in opaques:
                 assert (await wire.answer(opaque, 30)).code == 0
-            assert saves < 200
+            assert saves < 100
         async with running(tmp_path) as (broker, _):
             assert len([name for name in broker.topics.table if name.startswith("T")]) >= 2000
 
@@ -209,3 +212,68 @@ def test_settings_change_while_the_broker_runs_and_bad_ones_are_refused(tmp_path
         assert "regionId=Moon\n" in text
 
     with_broker(tmp_path, test)
+
+
+def test_what_an_operator_changed_is_on_disk_when_it_is_answered(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.call(17, topic_header("Made"))
+        await wire.call(200, {}, b'{"groupName":"GMade"}')
+        assert "Made" in javajson.loads((tmp_path / "config" / "topics.json").read_text())["topicConfigTable"]
+        groups = javajson.loads((tmp_path / "config" / "subscriptionGroup.json").read_text())
+        assert "GMade" in groups["subscriptionGroupTable"]
+        await wire.call(215, {"topic": "Made"})
+        assert "Made" not in javajson.loads((tmp_path / "config" / "topics.json").read_text())["topicConfigTable"]
+
+    with_broker(tmp_path, test)
+
+
+class OneTable:
+    """A table whose state is a number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = 0
+        self.dirty = True
+
+    def snapshot(self) -> Any:
+        if not self.dirty:
+            return None
+        self.dirty = False
+        state = self.state
+        return lambda: {"state": state}
+
+    def unsaved(self) -> None:
+        self.dirty = True
+
+
+def test_a_save_that_was_overtaken_does_not_bring_old_state_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        table, saver = OneTable(tmp_path / "t.json"), Saver(OsFiles())
+        saver._lock.acquire()
+        saving = asyncio.create_task(saver.save_later(table, 0.0))
+        await asyncio.sleep(0)
+        while table.dirty:
+            await asyncio.sleep(0.001)
+        table.state, table.dirty = 1, True
+        saver._number += 1
+        build = table.snapshot()
+        saver._written[table.path] = saver._number  # as if written before the thread got its turn
+        save_json(table.path, build(), OsFiles())
+        saver._lock.release()
+        await saving
+        assert javajson.loads(table.path.read_text()) == {"state": 1}
+
+    asyncio.run(main())
+
+
+def test_a_save_that_fails_is_due_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "file").write_text("")
+        table, saver = OneTable(tmp_path / "file" / "t.json"), Saver(OsFiles())
+        await saver.save_later(table, 0.0)
+        assert table.dirty
+        with pytest.raises(StoreError):
+            saver.save(table)
+        assert table.dirty
+
+    asyncio.run(main())
