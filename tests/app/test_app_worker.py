@@ -203,14 +203,26 @@ def test_work_that_outlasts_the_shutdown_timeout_is_delivered_again(
     assert again.stop() == 0
 
 
-def test_a_second_signal_ends_at_once(app: RocketQ, make_worker: MakeWorker) -> None:
-    worker = make_worker(SLOW.format(topic="twice", kind="def", sleep="time.sleep(600)")).ready()
-    app.send("twice", "x")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_signal_ends_at_once(app: RocketQ, make_worker: MakeWorker, processes: int) -> None:
+    topic = f"twice-{processes}"
+    source = SLOW.format(topic=topic, kind="def", sleep="time.sleep(600)")
+    worker = make_worker(source, "--processes", str(processes)).ready(processes)
+    app.send(topic, "x")
     worker.wait_lines(1)
     worker.signal(signal.SIGTERM)
     wait_until(lambda: "stopping" in worker.output)
     worker.signal(signal.SIGINT)
     assert worker.exit_code() == 130
+    assert not any(alive(pid) for pid in worker.pids())
+
+
+def test_unfinished_work_of_one_process_is_the_exit_code_of_all(app: RocketQ, make_worker: MakeWorker) -> None:
+    source = SLOW.format(topic="outlast-one", kind="async def", sleep="await asyncio.sleep(600)")
+    worker = make_worker(source, "--processes", "2", "--shutdown-timeout", "0.5").ready(2)
+    app.send("outlast-one", "x")
+    worker.wait_lines(1)
+    assert worker.stop() == 3
 
 
 def test_what_a_killed_worker_had_in_flight_is_delivered_again(app: RocketQ, make_worker: MakeWorker) -> None:
