@@ -227,18 +227,14 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
         loop.add_signal_handler(number, stop)
     if supervised:
         loop.add_reader(sys.stdin.fileno(), _watch_parent, loop, stop)
-    running: list[Part] = []
-    try:
+    async with contextlib.AsyncExitStack() as running:  # stops in reverse order, also after a stop that failed
         for part in parts:
             if not await _started(part, stopped):
                 return
-            running.append(part)
+            running.push_async_callback(part.stop)
         words = " ".join(part.describe() for part in parts)
         print(f"rocketq {name} ready {words} pid={os.getpid()}", flush=True)  # noqa: T201
         await stopped.wait()
-    finally:
-        for part in reversed(running):
-            await part.stop()
 
 
 async def _started(part: Part, stopped: asyncio.Event) -> bool:

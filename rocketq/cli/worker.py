@@ -53,7 +53,7 @@ Exit codes:
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path),
               help="Data directory of the embedded server.  [default: a temporary one]")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
-              show_default=True)  # fmt: skip
+              show_default=True, help="How much is logged, to stderr.")  # fmt: skip
 @click.option("--supervised", type=int, hidden=True)
 def worker(
     target: str,

@@ -43,11 +43,13 @@ class Client:
         self.refuse_next = 0
         self.known: dict[str, DataVersion] = {}
         self.arrived = asyncio.Event()
+        self.refused = asyncio.Event()
 
     async def call(self, address, code, header=None, body=b"", timeout=3.0) -> Command:
-        await asyncio.sleep(0)
         if address in self.down:
+            self.refused.set()
             raise ConnectFailed(f"no connection to {address}")
+        await asyncio.sleep(0)
         self.requests.append((address, int(code), header, body))
         self.arrived.set()
         if self.refuse_next:
@@ -185,7 +187,7 @@ def test_after_a_failure_everything_is_sent_again():
         await it.registration.start()
         it.client.down.add("ns:1")
         it.registration.changed(it.topics.add("V"))
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(it.client.refused.wait(), 10)
         it.registration.changed(it.topics.add("W"))
         it.client.down.clear()
         await it.client.until(2)
