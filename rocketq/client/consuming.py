@@ -7,7 +7,6 @@ pulling, rebalancing or committing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from rocketq.client.assigned import Assigned
 from rocketq.client.pulling import Statistics
 from rocketq.client.results import ConsumeResult, HandlerResult, OneResult, RetryLater, spread
 from rocketq.client.send_back import DEAD_LETTER, SendBack
+from rocketq.client.waiting import wait_event
 from rocketq.message import ReceivedMessage
 
 log = logging.getLogger("rocketq.client")
@@ -117,8 +117,7 @@ class Consuming:
             if left <= 0:
                 return
             self._ended.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), left)
+            await wait_event(self._ended, left)
 
     def retried(self, message: ReceivedMessage) -> None:
         if self._on_retried is not None:
@@ -258,8 +257,7 @@ class Orderly(Consuming):
         while not process.dropped and not self._stopping:
             if not process.pending or not assigned.locked:
                 assigned.arrived.clear()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(assigned.arrived.wait(), 1.0)
+                await wait_event(assigned.arrived, 1.0)
                 continue
             async with self._slots:
                 if process.dropped or self._stopping or not assigned.locked:

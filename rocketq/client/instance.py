@@ -17,6 +17,7 @@ from typing import Protocol
 from rocketq.client.namesrv import AsyncLookup, ServerList, look_up
 from rocketq.client.redis_cache import AsyncRedisRoutes
 from rocketq.client.routes import Known, RouteTable
+from rocketq.client.waiting import wait_event
 from rocketq.errors import ConfigError, RemotingError, RocketQError
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, local_address
 from rocketq.remoting.aio import AsyncClient
@@ -257,11 +258,8 @@ class ClientInstance:
                 pause = min(self.route_refresh, 1.0 if pause == self.route_refresh else pause * 2)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._hurry.wait(), seconds)
-        except asyncio.TimeoutError:
-            return
-        self._hurry.clear()
+        if await wait_event(self._hurry, seconds):
+            self._hurry.clear()
 
     def _connection_lost(self, address: str) -> None:
         if self._users and address not in self._servers.addresses:
@@ -313,11 +311,7 @@ class ClientInstance:
     async def _keep_heartbeats(self) -> None:
         pause = self.heartbeat_interval
         while True:
-            try:
-                await asyncio.wait_for(self._heartbeat_wish.wait(), pause)
-            except asyncio.TimeoutError:
-                pass
-            else:
+            if await wait_event(self._heartbeat_wish, pause):
                 self._heartbeat_wish.clear()
             if await self.heartbeat():
                 pause = self.heartbeat_interval

@@ -13,6 +13,7 @@ from rocketq.client.membership import Membership
 from rocketq.client.offsets import OffsetStore
 from rocketq.client.pulling import Puller, Statistics
 from rocketq.client.report import running_info
+from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import RocketQError
 from rocketq.message import MessageQueue
 from rocketq.remoting.bodies import ConsumerData
@@ -72,12 +73,10 @@ class GroupMember:
     async def _keep_balanced(self, settled: bool) -> None:
         again = REBALANCE_AGAIN
         while True:
-            try:
-                await asyncio.wait_for(self._wake.wait(), self.rebalance_interval if settled else again)
+            if await wait_event(self._wake, self.rebalance_interval if settled else again):
                 again = REBALANCE_AGAIN
-            except asyncio.TimeoutError:
-                if not settled:
-                    again = min(again * 2, self.rebalance_interval)
+            elif not settled:
+                again = min(again * 2, self.rebalance_interval)
             settled = await self._balance()
 
     async def _balance(self) -> bool:
@@ -198,10 +197,3 @@ class GroupMember:
 
     def running_info(self) -> bytes:
         return running_info(self).encode()
-
-
-async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -49,6 +49,8 @@ class ServerList:
     def __init__(self, text: str, rng: random.Random) -> None:
         self.addresses = parse_addresses(text)
         self._at = rng.randrange(len(self.addresses))
+        #: Nobody answered the last time; it was said once.
+        self.failing = False
 
     @property
     def text(self) -> str:
@@ -107,6 +109,7 @@ def _query(servers: ServerList, topic: str, cached: bool) -> Generator[Step, Ans
         except (RemotingError, BrokerError, ValueError) as error:
             failures.append(f"{address}: {error}")
             continue
+        servers.failing = False
         if cached:
             yield CachePut(topic, route.encode(True))
         return route
@@ -132,13 +135,15 @@ def look_up(
     except ConnectFailed as error:
         if known is None:
             raise
-        log.warning("going on with the known route of topic %s: %s", topic, error)
+        level = logging.DEBUG if servers.failing else logging.WARNING
+        log.log(level, "going on with the known routes: %s", error)
+        servers.failing = True
         return Learned(table.touch(topic, time.monotonic()), False)
     if route is None and publish:
         default = yield from _query(servers, AUTO_CREATE_TOPIC, cached)
         route = limit_queues(default, DEFAULT_QUEUES) if default is not None else None
     if route is None:
-        if known is not None and not table.is_stale(topic):
+        if known is not None and not table.is_denied(topic):
             # a NameServer that just started does not know everything yet
             return Learned(table.touch(topic, time.monotonic()), False)
         table.forget(topic)

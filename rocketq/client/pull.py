@@ -9,11 +9,12 @@ from typing import Any
 
 from rocketq.client.assigned import Assigned
 from rocketq.client.instance import ClientInstance
-from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook, cancel_all
+from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.rebalance import Strategy, average
+from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
@@ -224,10 +225,7 @@ class PullConsumer(GroupMember):
             left = end - time.monotonic()
             if left <= 0:
                 return []
-            try:
-                await asyncio.wait_for(self._arrived.wait(), left)
-            except asyncio.TimeoutError:
-                return []
+            await wait_event(self._arrived, left)
 
     async def commit(self) -> None:
         """Stores the positions of all assigned queues at the brokers; failures are logged."""

@@ -11,13 +11,14 @@ from rocketq.client.assigned import Assigned
 from rocketq.client.consuming import Concurrently, Handler, MessageHook, Orderly, Rules
 from rocketq.client.instance import ClientInstance
 from rocketq.client.locks import Locks
-from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook, cancel_all
+from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.rebalance import Strategy, average
 from rocketq.client.results import ConsumeResult, HandlerResult, RetryLater
 from rocketq.client.send_back import SendBack
+from rocketq.client.waiting import cancel_all
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic

@@ -65,6 +65,8 @@ class RouteTable:
         self._brokers: dict[str, dict[int, str]] = {}
         #: Topics whose route led to a failure.
         self._stale: set[str] = set()
+        #: Topics that a broker of their route does not know.
+        self._denied: set[str] = set()
 
     def learn(self, topic: str, route: TopicRoute, now: float) -> bool:
         """Takes in a fresh route; True when it differs from what was known."""
@@ -78,6 +80,7 @@ class RouteTable:
             known = self.touch(topic, now)
         self.topics[topic] = known
         self._stale.discard(topic)
+        self._denied.discard(topic)
         for data in route.broker_datas:
             self._brokers[data.broker_name] = data.broker_addrs
         if changed and old is not None:
@@ -100,12 +103,17 @@ class RouteTable:
         known = self.topics[topic] = Known(old.route, now, old.write_queues, old.read_queues)
         return known
 
-    def is_stale(self, topic: str) -> bool:
-        return topic in self._stale
+    def mark_stale(self, topic: str, *, denied: bool = False) -> None:
+        """What is known of the topic led to a failure: ask before it is used again.
 
-    def mark_stale(self, topic: str) -> None:
-        """What is known of the topic led to a failure: ask before it is used again."""
+        `denied`: its broker said that there is no such topic.
+        """
         self._stale.add(topic)
+        if denied:
+            self._denied.add(topic)
+
+    def is_denied(self, topic: str) -> bool:
+        return topic in self._denied
 
     def fresh(self, topic: str, now: float, max_age: float) -> Known | None:
         """What is known of the topic unless it is too old or has failed."""

@@ -171,10 +171,10 @@ class SendCore:
         sys_flag = 0
         if len(body) >= self.options.compress_from:
             body, sys_flag = compress(body, self.options.compress_from)
-            if len(body) > self.options.max_message_size:
-                raise InvalidMessage(
-                    f"message for topic {topic}: {len(body)} bytes exceed the limit of {self.options.max_message_size}"
-                )
+        if len(body) > self.options.max_message_size:
+            raise InvalidMessage(
+                f"message for topic {topic}: {len(body)} bytes exceed the limit of {self.options.max_message_size}"
+            )
         properties = message.properties
         unique_id = properties.get(names.UNIQ_KEY)
         if unique_id is None:
@@ -381,7 +381,7 @@ class SendCore:
             self.faults.failed(broker, now)
         if isinstance(error, BrokerError):
             if error.code == ResponseCode.TOPIC_NOT_EXIST:
-                self.routes.mark_stale(delivery.outgoing.topic)
+                self.routes.mark_stale(delivery.outgoing.topic, denied=True)
             again = error.code in RETRY_CODES
         else:
             self.routes.mark_stale(delivery.outgoing.topic)
