@@ -264,6 +264,20 @@ class BrokerConfig(Config):
     register_broker_timeout_mills: int = _option(
         24_000, "How long a NameServer may take to answer a registration.", unit="ms", low=1
     )
+    tls_enable: bool = _option(False, "Use TLS towards the NameServers.", key="tls.enable")
+    tls_client_cert_path: str | None = _option(
+        None, "PEM file of the certificate that NameServers are shown.", key="tls.client.certPath"
+    )
+    tls_client_key_path: str | None = _option(None, "PEM file of its private key.", key="tls.client.keyPath")
+    tls_client_key_password: str | None = _option(
+        None, "Password of that key, if it has one.", key="tls.client.keyPassword"
+    )
+    tls_client_auth_server: bool = _option(
+        False, "Check the certificates of the NameServers.", key="tls.client.authServer"
+    )
+    tls_client_trust_cert_path: str | None = _option(
+        None, "PEM file of the authorities that signed them.", key="tls.client.trustCertPath"
+    )
     # topics, groups, clients
     auto_create_topic_enable: bool = _option(True, "Create a topic when something is first sent to it.")
     auto_create_subscription_group: bool = _option(True, "Create a consumer group when its first member arrives.")
@@ -351,6 +365,20 @@ class BrokerConfig(Config):
         if self.bind_address not in ("", "0.0.0.0", "::"):
             return self.bind_address
         return local_address()
+
+    def client_tls(self) -> TlsConfig | None:
+        """TLS towards the NameServers; None when it is off."""
+        if not self.tls_enable:
+            return None
+        from rocketq.remoting.tls import TlsConfig
+
+        return TlsConfig(
+            cert=self.tls_client_cert_path or "",
+            key=self.tls_client_key_path or "",
+            key_password=self.tls_client_key_password or "",
+            ca=self.tls_client_trust_cert_path or "",
+            verify_server=self.tls_client_auth_server,
+        )
 
     def store(self) -> StoreConfig:
         """The store's part of the settings."""

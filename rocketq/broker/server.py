@@ -195,7 +195,7 @@ class Broker:
             await self.delay.start()
             self._ticker = asyncio.create_task(self._tick())
             if config.namesrv_addresses:
-                self._client = AsyncClient(on_connection_lost=self._namesrv_lost)
+                self._client = AsyncClient(tls=config.client_tls(), on_connection_lost=self._namesrv_lost)
                 self._registration = Registration(config, self._client, self.topics, self.address)
                 await self._registration.start()
         except BaseException:

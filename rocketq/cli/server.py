@@ -87,8 +87,8 @@ def server(
     \b
     rocketq server ready namesrv=127.0.0.1:9876 broker=127.0.0.1:10911 pid=1234
 
-    The NameServer's own settings come from the environment (ROCKETQ_...), the broker's from --config, the
-    environment and --set; the broker registers with this NameServer only. With --brokers N, N broker processes
+    The broker's settings come from --config, the environment and --set, and how it listens (address, TLS) holds for
+    the NameServer as well; the broker registers with this NameServer only. With --brokers N, N broker processes
     run under this one, named broker-0, broker-1, ..., on ports that are 10 apart, each with a data directory of
     its own; one that dies is started again.
 
@@ -112,10 +112,14 @@ def server(
     )
     if data is None and config.store_path_root_dir != store:
         directory = Path(config.store_path_root_dir)
+    # how it listens is said once for both
+    shared = {option.name: getattr(config, option.name) for option in Config.options()}
+    secure = config.tls() is not None
+    config.tls_enable = secure and (config.tls_enable or config.tls_server_mode == "enforcing")
     namesrv_config = load(
         NamesrvConfig,
         overrides={
-            "bind_address": config.bind_address,
+            **shared,
             "listen_port": namesrv_port,
             "kv_config_path": str(directory / "namesrv" / "kvConfig.json"),
         },
@@ -141,6 +145,7 @@ def server(
             line += ["--config", str(config_file)]
         for setting in settings:
             line += ["--set", setting]
+        line += ["--set", f"tls.enable={config.text(config.tls_enable)}"]
         line += ["--namesrv", namesrv_addr, "--host", config.bind_address, "--port", str(port)]
         return [*line, "--name", names[index], "--data", str(directory / names[index])]
 

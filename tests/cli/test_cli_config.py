@@ -177,6 +177,35 @@ def test_every_setting_does_something(kind):
     assert unused == []
 
 
+def test_tls_needs_a_certificate():
+    assert BrokerConfig().tls() is None
+    assert BrokerConfig(tls_server_mode="disabled", tls_server_cert_path="c").tls() is None
+    with pytest.raises(ConfigError, match=r"tls\.server\.certPath"):
+        BrokerConfig(tls_server_mode="enforcing").tls()
+    overrides = parse_settings(
+        BrokerConfig,
+        [
+            "tls.server.certPath=c",
+            "tls.server.keyPath=k",
+            "tls.server.trustCertPath=t",
+            "tls.server.keyPassword=s",
+        ],
+    )
+    config = load(BrokerConfig, env={}, overrides=overrides)
+    tls = config.tls()
+    assert (tls.mode, tls.cert, tls.key, tls.ca, tls.key_password) == ("permissive", "c", "k", "t", "s")
+    assert "s" not in config.as_properties().values(), "a password is not shown to whoever asks for the settings"
+
+
+def test_tls_towards_nameservers():
+    assert BrokerConfig().client_tls() is None
+    overrides = parse_settings(
+        BrokerConfig, ["tls.enable=true", "tls.client.trustCertPath=t", "tls.client.authServer=true"]
+    )
+    tls = load(BrokerConfig, env={}, overrides=overrides).client_tls()
+    assert (tls.ca, tls.verify_server, tls.cert) == ("t", True, "")
+
+
 def test_the_store_gets_its_settings_from_the_broker_record():
     from rocketq.store.config import StoreConfig
 
