@@ -16,7 +16,7 @@ from pathlib import Path
 from rocketq import properties as names
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
-from rocketq.errors import ConfigError, StoreError
+from rocketq.errors import StoreError
 from rocketq.names import SCHEDULE_TOPIC
 from rocketq.properties import decode_properties
 from rocketq.record import decode_record
@@ -27,24 +27,10 @@ from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
 
-_UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 #: Messages delivered before others get their turn on the loop.
 _PER_TURN = 256
 #: Seconds to wait after the store refused a delivery.
 _RETRY_AFTER = 1.0
-
-
-def parse_delay_levels(text: str) -> list[int]:
-    """Milliseconds of each level of a `messageDelayLevel` setting such as ``1s 5s 2h``. Raises ConfigError."""
-    levels = []
-    for word in text.split():
-        number, unit = word[:-1], word[-1:]
-        if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
-            raise ConfigError(f"messageDelayLevel: {word!r} is not a number followed by s, m, h or d")
-        levels.append(int(number) * _UNITS[unit])
-    if not levels:
-        raise ConfigError("messageDelayLevel names no level")
-    return levels
 
 
 class Delay:
@@ -53,7 +39,7 @@ class Delay:
     def __init__(
         self, config: BrokerConfig, path: Path, files: Files, store: MessageStore, clock_ms: Callable[[], int]
     ) -> None:
-        self._levels = parse_delay_levels(config.message_delay_level)
+        self._levels = config.store().delay_levels()
         self.path = path
         self._files = files
         self._store = store

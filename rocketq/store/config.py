@@ -53,9 +53,12 @@ class StoreConfig:
 
     def delay_levels(self) -> list[int]:
         """The delay in ms of the levels 1, 2, …. Raises ConfigError."""
-        try:
-            return [int(text[:-1]) * _UNITS[text[-1]] for text in self.message_delay_level.split()]
-        except (KeyError, ValueError):
-            raise ConfigError(
-                f"messageDelayLevel is not a list like '1s 5m 2h': {self.message_delay_level}"
-            ) from None
+        levels = []
+        for text in self.message_delay_level.split():
+            number, unit = text[:-1], text[-1]
+            if unit not in _UNITS or not number.isdecimal() or int(number) == 0:
+                raise ConfigError(f"messageDelayLevel: {text!r} is not a number followed by s, m, h or d")
+            levels.append(int(number) * _UNITS[unit])
+        if not levels:
+            raise ConfigError("messageDelayLevel names no level")
+        return levels

@@ -1,0 +1,160 @@
+"""Delay levels: messages come when they are due, after restarts too, and a bad one stops nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rocketq.broker.delay import Delay
+from rocketq.config import BrokerConfig
+from rocketq.errors import ConfigError
+from rocketq.names import SCHEDULE_TOPIC
+from rocketq.record import decode_record, pack_host
+from rocketq.store.files import OsFiles
+from rocketq.store.store import MessageStore
+
+HOST = pack_host("127.0.0.1", 1)
+
+
+class Bench:
+    """A store and its delays, on a clock that the test moves (ms)."""
+
+    def __init__(self, path: Path, levels: str = "1s 1h") -> None:
+        self.now = 1_700_000_000_000
+        self.config = BrokerConfig(
+            store_path_root_dir=str(path), mapped_file_size_commit_log=1 << 20, message_delay_level=levels
+        )
+        self.path = path
+        self.store = MessageStore(self.config.store(), clock_ms=lambda: self.now)
+        self.store.open()
+        self.delay = self._delay()
+
+    def _delay(self) -> Delay:
+        return Delay(self.config, self.path / "delayOffset.json", OsFiles(), self.store, lambda: self.now)
+
+    def put(self, level: int, body: bytes, properties: str | None = None) -> None:
+        text = "REAL_TOPIC\x01T\x02REAL_QID\x010\x02TAGS\x01a\x02" if properties is None else properties
+        self.store.append(
+            SCHEDULE_TOPIC,
+            level - 1,
+            body,
+            text,
+            tag=None,
+            unique_id=None,
+            keys=None,
+            flag=0,
+            sys_flag=0,
+            born_timestamp=0,
+            born_host=HOST,
+            store_host=HOST,
+            deliver_time=self.delay.deliver_time(level),
+        )
+        self.store.write()
+
+    def delivered(self) -> list[bytes]:
+        read = self.store.read("T", 0, 0, 100)
+        return [decode_record(view).body for view in map(self._record, range(read.count))]
+
+    def _record(self, offset: int) -> memoryview:
+        entry = self.store.consume_entry("T", 0, offset)
+        assert entry is not None
+        record = self.store.record_at(entry[0])
+        assert record is not None
+        return record
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "not within 10 s"
+        await asyncio.sleep(0.005)
+
+
+def test_messages_come_when_they_are_due_and_not_before(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+
+    async def scenario() -> None:
+        bench.put(1, b"first")
+        bench.put(2, b"in an hour")
+        await bench.delay.start()
+        bench.now += 999
+        bench.put(1, b"second")
+        bench.store.maintain()
+        for _ in range(3):  # turns in which nothing may be delivered
+            await asyncio.sleep(0)
+        assert bench.delivered() == []
+        bench.now += 1
+        await until(lambda: bench.delivered() == [b"first"])
+        bench.now += 999
+        await until(lambda: bench.delivered() == [b"first", b"second"])
+        bench.now += 3_600_000
+        await until(lambda: bench.delivered() == [b"first", b"second", b"in an hour"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    bench.store.close()
+
+
+def test_a_delivered_message_keeps_its_properties_and_gets_the_code_of_its_tag(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+
+    async def scenario() -> None:
+        bench.put(1, b"x", "REAL_TOPIC\x01T\x02REAL_QID\x010\x02TAGS\x01a\x02DELAY\x011\x02")
+        bench.now += 1000
+        await bench.delay.start()
+        await until(lambda: bench.delivered() == [b"x"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    entry = bench.store.consume_entry("T", 0, 0)
+    assert entry is not None
+    assert entry[2] == ord("a")
+    assert "DELAY\x011\x02" in decode_record(bench._record(0)).properties
+    bench.store.close()
+
+
+def test_a_message_without_a_real_topic_is_stepped_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(tmp_path)
+
+    async def scenario() -> None:
+        bench.put(1, b"lost", "TAGS\x01a\x02")
+        bench.put(1, b"good")
+        bench.now += 1000
+        await bench.delay.start()
+        await until(lambda: bench.delivered() == [b"good"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    assert "names no REAL_TOPIC" in caplog.text
+    bench.store.close()
+
+
+def test_a_store_that_refuses_delays_the_delivery_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rocketq.broker.delay._RETRY_AFTER", 0.01)
+    bench = Bench(tmp_path)
+
+    async def scenario() -> None:
+        bench.put(1, b"first")
+        bench.put(1, b"second")
+        bench.now += 1000
+        bench.store.writable, bench.store.why_not_writable = False, "the disk is full"
+        await bench.delay.start()
+        await until(lambda: "the store refuses them: the disk is full" in caplog.text)
+        bench.store.writable = True
+        await until(lambda: bench.delivered() == [b"first", b"second"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    bench.store.close()
+
+
+@pytest.mark.parametrize("levels", ["", "5", "5x", "0s", "-1s", "1s two"])
+def test_levels_that_make_no_sense_are_refused(tmp_path: Path, levels: str) -> None:
+    with pytest.raises(ConfigError, match="messageDelayLevel"):
+        Bench(tmp_path, levels)
