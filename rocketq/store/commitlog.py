@@ -228,7 +228,11 @@ class CommitLog:
         files = self._files
         fd = self.writable(offset).fd
         files.truncate(fd, offset - file.start)
-        files.allocate(fd, file.size)
+        try:
+            files.allocate(fd, file.size)
+        except OSError as error:  # somebody took the blocks meanwhile
+            log.warning("%s: no blocks could be reserved behind offset %d: %s", file.path, offset, error)
+            files.truncate(fd, file.size)
         files.fdatasync(fd)
         files.fsync_dir(self.directory)
 

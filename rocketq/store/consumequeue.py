@@ -124,6 +124,10 @@ class ConsumeQueues:
         """Topic and id of every queue."""
         return [*self.table, *self._unloaded]
 
+    def count(self) -> int:
+        """How many queues have, or had, messages."""
+        return len(self._unloaded) + sum(1 for queue in self.table.values() if queue.max_offset)
+
     def get(self, topic: str, queue_id: int) -> Queue | None:
         """The queue, if it exists."""
         key = (topic, queue_id)

@@ -368,7 +368,7 @@ def recover(
     scan = Scan(commit_log, files, check_crc)
     start, last = _start(scan, commit_log, checkpoint, clean)
     redo = not clean
-    if clean and len(queues.keys()) < checkpoint.queues:
+    if clean and queues.count() < checkpoint.queues:
         redo, start = True, commit_log.min_offset
         forget()
     while True:
@@ -384,7 +384,7 @@ def recover(
                 if redo:
                     rebuilder.add(found)
                 last = found
-            if not redo and last is not None and not _has_entry(queues, last):
+            if not redo and last is not None and report.records and not _has_entry(queues, last):
                 raise _Hole
         except _Hole:
             log.warning("ConsumeQueues are missing or incomplete: rebuilding them from the whole CommitLog")

@@ -499,7 +499,7 @@ class MessageStore(Reader):
         """The checkpoint that may be saved once everything that is dispatched now is on disk."""
         last, timestamp = self._last
         return Checkpoint(
-            timestamp, timestamp, self.index.full_timestamp, self.readable, last, len(self.consume_queues.keys())
+            timestamp, timestamp, self.index.full_timestamp, self.readable, last, self.consume_queues.count()
         )
 
     def _checkpoint(self) -> None:

@@ -1,5 +1,6 @@
 """What is there after a process died, a disk lost power, or bytes were damaged."""
 
+import importlib
 import os
 import random
 import shutil
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 from servers import wait_until
-from store_kit import Opener, bodies, send, write
+from store_kit import Opener, abandon, bodies, send, write
 
 from rocketq.errors import StoreError
 from rocketq.record import decode_record
@@ -131,7 +132,7 @@ def test_a_tail_that_is_torn_at_any_byte_is_cut(opened, tmp_path, caplog):
         assert bool(opener.recovery.problems) == any(torn[last.physical_offset :])
         assert keys_found(store, 20) == [1] * 20
         assert send(store, body=b"new").queue_offset == last.queue_offset
-        opener.close()
+        abandon(store)
         shutil.rmtree(directory)
 
 
@@ -270,7 +271,7 @@ def test_a_missing_file_in_the_middle_keeps_the_store_shut(opened):
     fill(store, 300)
     store.close()
     log_path(opened, 16_384).unlink()
-    with pytest.raises(StoreError, match="00000000000000032768.*missing"):
+    with pytest.raises(StoreError, match=r"00000000000000032768.*missing"):
         opened()
 
 
@@ -368,3 +369,11 @@ def test_the_scanner_survives_any_bytes(tmp_path):
         scan = Scan(log, OsFiles(), True)
         assert list(scan.records(0)) == []
         assert scan.next_record(0) is None
+
+
+def test_a_short_run_of_the_fuzz_target_finds_nothing(monkeypatch, caplog):
+    caplog.set_level("CRITICAL", "rocketq.store")
+    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), "..", "fuzz"))
+    fuzz_store = importlib.import_module("fuzz_store")
+    opened = fuzz_store.loop(50, seed=random.randrange(2**32))
+    assert 5 < opened < 50

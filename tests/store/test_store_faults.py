@@ -1,0 +1,368 @@
+"""Disks that are full or broken, directories that are in use, and what is promised about the order of things."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+from servers import wait_until
+from store_kit import SMALL, Opener, bodies, send
+
+from rocketq.errors import ConfigError, StoreError, StoreFull, StoreLocked
+from rocketq.store import MessageStore, OsFiles, StoreConfig
+
+
+class BadDisk(OsFiles):
+    """A disk on which operations fail as long as they are named in `failing`; records what it is asked to do."""
+
+    def __init__(self):
+        self.failing = {}
+        self.calls = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.free = 1 << 40
+
+    def _do(self, name, *arguments):
+        self.calls.append((name, *arguments))
+        if name in self.failing:
+            raise OSError(self.failing[name], os.strerror(self.failing[name]))
+
+    def pwritev(self, fd, buffers, offset):
+        if "half" in self.failing:  # some of it gets there
+            data = b"".join(buffers)
+            super().pwrite(fd, data[: len(data) // 2], offset)
+        self._do("pwritev", fd, offset, sum(map(len, buffers)))
+        super().pwritev(fd, buffers, offset)
+
+    def pwrite(self, fd, data, offset):
+        self._do("pwrite", fd, offset, len(data))
+        super().pwrite(fd, data, offset)
+
+    def allocate(self, fd, size):
+        self._do("allocate", fd, size)
+        super().allocate(fd, size)
+
+    def fdatasync(self, fd):
+        self.gate.wait(20)
+        self._do("fdatasync", fd)
+        super().fdatasync(fd)
+
+    def fsync_dir(self, path):
+        self._do("fsync_dir", path)
+        super().fsync_dir(path)
+
+    def disk(self, path):
+        return 0.5, self.free
+
+
+@pytest.fixture
+def disk():
+    return BadDisk()
+
+
+def test_a_full_disk_takes_the_batch_back_and_reads_go_on(opened, disk):
+    store = opened(files=disk)
+    send(store, body=b"before")
+    end = store.written_offset
+    disk.failing = {"half": 1, "pwritev": errno.ENOSPC}
+    disk.free = 0
+    for n in range(5):
+        send(store, body=b"lost" * n, queue_id=n % 2, write=False)
+    with pytest.raises(StoreFull, match="No space left"):
+        store.write()
+    assert store.written_offset == end
+    assert (store.max_offset("T", 0), store.max_offset("T", 1)) == (1, 0)
+    assert bodies(store) == [b"before"]
+    assert not store.writable
+    assert "free" in store.why_not_writable
+    with pytest.raises(StoreFull, match="No space left"):
+        send(store)
+    disk.failing = {}
+    store.maintain()
+    assert not store.writable
+    disk.free = 1 << 40
+    store.maintain()
+    assert store.writable
+    assert send(store, body=b"after").queue_offset == 1
+    opened.crash(store)
+    assert bodies(opened()) == [b"before", b"after"]
+
+
+def test_a_disk_that_is_full_when_a_file_is_needed_takes_the_batch_back(opened, disk):
+    store = opened(files=disk)
+    for _ in range(10):
+        send(store, body=b"x" * 1000)
+    end, rest = store.written_offset, store.log.end - store.written_offset
+    disk.failing = {"allocate": errno.ENOSPC}
+    disk.free = 0
+    while rest > 0:  # a batch for two files, the second of which cannot be made
+        rest -= send(store, body=b"y" * 1000, write=False).size
+    with pytest.raises(StoreError):
+        store.write()
+    assert store.written_offset == end
+    assert bodies(store) == [b"x" * 1000] * 10
+    assert not store.writable
+
+
+def test_a_small_real_disk_fills_up_and_is_used_again(tmp_path):
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", mount], check=False).returncode
+    ):
+        pytest.skip("mounting needs root")
+    try:
+        opener = Opener(mount / "store")
+        limits = {"disk_space_warning_level_ratio": 100, "disk_max_used_space_ratio": 99, "max_index_num": 1000}
+        store = opener(**limits)
+        sent = []
+
+        def fill():
+            for n in range(1000):
+                send(store, body=b"%d" % n * 100, keys=f"k{n}", queue_id=n % 3)
+                sent.append(b"%d" % n * 100)
+
+        with pytest.raises(StoreFull, match=re.escape(str(mount))):
+            fill()
+        assert len(sent) > 50
+        for queue_id in range(3):
+            assert bodies(store, queue_id=queue_id) == sent[queue_id::3]
+        store.maintain()
+        assert not store.writable
+        subprocess.run(["mount", "-o", "remount,size=20m", mount], check=True)
+        store.maintain()
+        assert store.writable
+        send(store, body=b"again", queue_id=0)
+        opener.crash(store)
+        store = opener(**limits)
+        assert bodies(store, queue_id=0) == [*sent[::3], b"again"]
+        opener.close()
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+def test_a_disk_past_its_mark_is_not_written_to(opened, disk):
+    store = opened(files=disk, disk_space_warning_level_ratio=60)
+    assert store.writable
+    disk.disk = lambda path: (0.61, 1 << 30)
+    store.maintain()
+    with pytest.raises(StoreFull, match=r"61\.0% full, diskSpaceWarningLevelRatio=60"):
+        send(store)
+    disk.disk = lambda path: (0.59, 1 << 30)
+    store.maintain()
+    send(store)
+
+
+def test_index_and_queue_files_that_cannot_be_written_stop_writes_but_lose_nothing(opened, disk):
+    store = opened(files=disk)
+    sent = [b"%d" % n for n in range(20)]
+    for body in sent:
+        send(store, body=body, keys="k")
+    disk.failing = {"pwrite": errno.ENOSPC}
+    disk.free = 0
+    store.maintain()
+    assert not store.writable
+    assert bodies(store) == sent
+    disk.failing, disk.free = {}, 1 << 40
+    store.maintain()
+    assert store.writable
+    store.close()
+    assert bodies(opened()) == sent
+
+
+def test_a_failed_flush_ends_writing_for_good(opened, disk):
+    store = opened(files=disk, flush_disk_type="SYNC_FLUSH")
+    arrived = []
+    store.on_arrive = arrived.extend
+    first = send(store)
+    wait_until(lambda: store.advance() == store.written_offset)
+    disk.failing = {"fdatasync": errno.EIO}
+    send(store)
+    wait_until(lambda: store._flusher.failure)
+    disk.failing = {}
+    store.maintain()
+    assert not store.writable
+    assert "could not be forced to disk" in store.why_not_writable
+    with pytest.raises(StoreFull, match="restart"):
+        send(store)
+    assert arrived == [first]
+    assert store.durable_offset == first.size
+    assert store.max_offset("T", 0) == 1
+    store.close()
+    opened.stores.clear()
+    assert (opened.directory / "abort").exists()
+
+
+def test_sync_flush_serves_nothing_before_it_is_on_disk(opened, disk):
+    store = opened(files=disk, flush_disk_type="SYNC_FLUSH")
+    arrived, durable = [], []
+    first = send(store, "first")
+    wait_until(lambda: store.advance() == store.written_offset)
+    store.on_arrive = arrived.extend
+    store.on_durable = durable.append
+    disk.gate.clear()
+    places = [send(store, body=b"%d" % n, keys="k") for n in range(5)]
+    assert store.advance() == first.size
+    assert arrived == []
+    assert store.max_offset("T", 0) == 0
+    assert store.record_at(places[0].physical_offset) is None
+    assert store.query("T", "k", begin=0, end=1 << 60, max_count=9).buffers == []
+    assert store.written_offset == places[-1].physical_offset + places[-1].size
+    disk.gate.set()
+    wait_until(lambda: durable and durable[-1] == store.written_offset)
+    assert arrived == []  # the owner decides when
+    assert store.advance() == store.written_offset
+    assert arrived == places
+    assert bodies(store) == [b"%d" % n for n in range(5)]
+
+
+def test_many_batches_share_one_flush(opened, disk):
+    store = opened(files=disk, flush_disk_type="SYNC_FLUSH", mapped_file_size_commit_log=1 << 20)
+    send(store)
+    wait_until(lambda: store.advance() == store.written_offset)
+    disk.gate.clear()
+    disk.calls.clear()
+    for _ in range(100):
+        send(store)
+    disk.gate.set()
+    wait_until(lambda: store.advance() == store.written_offset)
+    assert 1 <= sum(call[0] == "fdatasync" for call in disk.calls) <= 3
+
+
+def test_every_acknowledged_byte_was_forced_to_disk_after_it_was_written(opened, disk):
+    store = opened(files=disk, flush_disk_type="SYNC_FLUSH")
+    written = {}  # file descriptor -> writes that are not forced yet
+    for round_number in range(30):
+        send(store, body=bytes(900))
+        target = store.written_offset
+        wait_until(lambda target=target: store.durable_offset >= target)
+        for call in disk.calls:
+            if call[0] == "pwritev":
+                written[call[1]] = written.get(call[1], 0) + 1
+            elif call[0] == "fdatasync":
+                written.pop(call[1], None)
+        disk.calls.clear()
+        assert not written, round_number
+        store.advance()
+
+
+def test_a_new_file_is_on_disk_with_its_name_before_it_is_written_to(opened, disk):
+    store = opened(files=disk)
+    send(store)
+    names = [call[0] for call in disk.calls]
+    made = names.index("allocate")
+    assert names[made : made + 3] == ["allocate", "fdatasync", "fsync_dir"]
+    assert names.index("pwritev") > made + 2
+
+
+def test_async_flush_reaches_the_disk_by_itself(opened):
+    store = opened(flush_interval_commit_log=10)
+    for _ in range(3):
+        send(store)
+        wait_until(lambda: store.durable_offset == store.written_offset)
+
+
+def test_where_blocks_cannot_be_reserved_files_are_sparse(opened, disk, monkeypatch):
+    def refuse(fd, offset, size):
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    store = opened()
+    send(store)
+    assert os.path.getsize(store.log.files[0].path) == SMALL["mapped_file_size_commit_log"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from store_kit import Opener
+store = Opener(Path(sys.argv[1]))()
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_directory_that_is_in_use_is_refused_with_the_owners_pid(opened):
+    tests = os.path.dirname(os.path.dirname(__file__))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(opened.directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": tests},
+    )
+    try:
+        assert holder.stdout.readline() == b"open\n"
+        assert (opened.directory / "lock").read_bytes() == b"lock"
+        assert (opened.directory / "abort").read_bytes() == str(holder.pid).encode()
+        with pytest.raises(StoreLocked, match=f"process {holder.pid}"):
+            opened()
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    opened()  # a dead owner does not hold it
+
+
+def test_two_stores_of_one_process_do_not_share_a_directory(opened):
+    opened()
+    with pytest.raises(StoreLocked, match=f"process {os.getpid()}"):
+        opened()
+
+
+def test_a_closed_store_can_be_opened_by_another(opened):
+    opened().close()
+    assert not (opened.directory / "abort").exists()
+    opened()
+
+
+def test_settings_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="SOMETIMES"):
+        StoreConfig(store_path_root_dir=str(tmp_path), flush_disk_type="SOMETIMES")
+    with pytest.raises(ConfigError, match="one directory"):
+        StoreConfig(store_path_root_dir=str(tmp_path), store_path_commit_log="/a,/b")
+    with pytest.raises(ConfigError, match="5x"):
+        StoreConfig(store_path_root_dir=str(tmp_path), message_delay_level="1s 5x").delay_levels()
+
+
+def test_consume_queues_of_another_file_size_are_refused_with_advice(opened):
+    store = opened()
+    for _ in range(100):
+        send(store)
+    store.close()
+    with pytest.raises(StoreError, match="mappedFileSizeConsumeQueue=600"):
+        opened(mapped_file_size_consume_queue=600).max_offset("T", 0)
+    abandoned = MessageStore(StoreConfig(store_path_root_dir=str(opened.directory), **SMALL))
+    opened.stores[-1].close()
+    abandoned.open()
+    assert abandoned.max_offset("T", 0) == 100
+    abandoned.close()
+
+
+def test_reading_a_backlog_keeps_little_mapped(opened):
+    store = opened(mapped_file_size_commit_log=4 << 20, mapped_file_size_consume_queue=6_000_000)
+    body = bytes(100_000)
+    for _ in range(400):
+        send(store, body=body)
+
+    def mapped():
+        with open("/proc/self/smaps_rollup") as file:
+            return int(re.search(r"Pss_File:\s+(\d+)", file.read()).group(1)) >> 10
+
+    store.maintain()
+    before = mapped()
+    highest = 0
+    offset = 0
+    while offset < 400:
+        result = store.read("T", 0, offset, 32)
+        offset = result.next_offset
+        for buffer in result.buffers:
+            bytes(buffer)
+        highest = max(highest, mapped())
+    assert highest - before < 45
+    store.maintain()
+    assert len([file for file in store.log.files if file.mapping is not None]) <= 4
