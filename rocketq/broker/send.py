@@ -111,6 +111,52 @@ class _Target(NamedTuple):
     deliver_time: int | None = None
 
 
+#: A message of a batch: flag, body, property string, and its TAGS, UNIQ_KEY and KEYS.
+_Item = tuple[int, bytes, str, "str | None", "str | None", "str | None"]
+_ITEM_HEAD = struct.Struct(">i8xii")
+_WIDTH = struct.Struct(">h")
+
+
+class _Outline(NamedTuple):
+    """What a plain property string says besides the unique id."""
+
+    tag: str | None
+    keys: str | None
+    wait: bool
+
+
+#: Messages of a producer differ in their unique ids and rarely in anything else: property strings without the unique
+#: id -> what they say. Those with KEYS are not kept.
+_outlines: dict[str, _Outline] = {}
+_MAX_OUTLINES = 1000
+_MAX_OUTLINE_LENGTH = 256
+
+
+def _plain(text: str) -> tuple[str, _Outline] | None:
+    """Unique id and all else of a property string; None unless it is well formed, has the id and nothing special."""
+    start = text.find("UNIQ_KEY\x01")
+    end = text.find("\x02", start) + 1
+    if start < 0 or end < start + 11 or (start and text[start - 1] != "\x02"):
+        return None
+    rest = text[:start] + text[end:]
+    outline = _outlines.get(rest)
+    if outline is None:
+        properties = decode_properties(rest)
+        if (
+            encode_properties(properties) != rest
+            or props.UNIQ_KEY in properties
+            or not _SPECIAL.isdisjoint(properties)
+        ):
+            return None
+        wait = properties.get(props.WAIT) != "false"
+        outline = _Outline(properties.get(props.TAGS), properties.get(props.KEYS), wait)
+        if outline.keys is None and len(rest) <= _MAX_OUTLINE_LENGTH:
+            if len(_outlines) >= _MAX_OUTLINES:
+                _outlines.clear()
+            _outlines[rest] = outline
+    return text[start + 9 : end - 1], outline
+
+
 class Sender:
     """Stores what producers send. `deliver_time` gives when a message of a delay level is due, ms since the epoch."""
 
@@ -158,11 +204,7 @@ class Sender:
         queue_id = header.queue_id
         body = request.body
         text = header.properties or ""
-        try:
-            properties = dict([piece.split("\x01", 1) for piece in text.split("\x02") if piece])
-        except ValueError:
-            properties = decode_properties(text)
-            text = encode_properties(properties)
+        target_queue = queue_id
         deliver_time = None
         try:
             if self._batch.busy:
@@ -171,26 +213,29 @@ class Sender:
             if limit is None:
                 limit = self._check_topic(connection, topic, header)
             if not 0 <= queue_id < limit:
-                queue_id = self._queue(connection, topic, queue_id)
+                queue_id = target_queue = self._queue(connection, topic, queue_id)
             if not 0 < len(body) <= self._config.max_message_size:
                 self._check_body(body)
-            unique_id = properties.get("UNIQ_KEY")
-            if not unique_id:
-                unique_id = properties["UNIQ_KEY"] = new_unique_id()
-                text = encode_properties(properties)
-            elif text[-1] != "\x02":
-                text += "\x02"
             if header.sys_flag & TRANSACTION_MASK:
                 raise self._transactional()
-            if topic.startswith(names.RETRY_PREFIX):
-                retried = self._retry(topic, queue_id, header, request, properties)
+            plain = None if topic.startswith(names.RETRY_PREFIX) else _plain(text)
+            if plain is not None:
+                unique_id, (tag, keys, wait) = plain
             else:
+                properties = decode_properties(text)
+                unique_id = properties.setdefault(props.UNIQ_KEY, "") or new_unique_id()
+                properties[props.UNIQ_KEY] = unique_id
                 retried = topic
-            target_queue = queue_id
-            if retried is not topic or not _SPECIAL.isdisjoint(properties):
-                topic, target_queue, text, deliver_time = self._special(retried, queue_id, properties)
-                if deliver_time is None:
-                    queue_id = target_queue
+                if topic.startswith(names.RETRY_PREFIX):
+                    retried = self._retry(topic, queue_id, header, request, properties)
+                if retried is topic and _SPECIAL.isdisjoint(properties):
+                    text = encode_properties(properties)
+                else:
+                    topic, target_queue, text, deliver_time = self._special(retried, queue_id, properties)
+                    if deliver_time is None:
+                        queue_id = target_queue
+                tag, keys = properties.get(props.TAGS), properties.get(props.KEYS)
+                wait = properties.get(props.WAIT) != "false"
             text += self._batch.own_properties
             if len(text) > 8000 and len(text.encode()) > props.MAX_LENGTH:
                 raise self._illegal()
@@ -199,9 +244,9 @@ class Sender:
                 target_queue,
                 body,
                 text,
-                tag=properties.get("TAGS"),
+                tag=tag,
                 unique_id=unique_id,
-                keys=properties.get("KEYS"),
+                keys=keys,
                 flag=header.flag,
                 sys_flag=header.sys_flag,
                 born_timestamp=header.born_timestamp,
@@ -216,7 +261,7 @@ class Sender:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         except InvalidMessage as error:
             return self._refusal(request, ResponseCode.MESSAGE_ILLEGAL, str(error))
-        self._batch.add(connection, request, unique_id, queue_id, appended, wait=properties.get("WAIT") != "false")
+        self._batch.add(connection, request, unique_id, queue_id, appended, wait=wait)
         return None
 
     def _check_topic(self, connection: Connection, topic: str, header: SendHeader | SendHeaderV2) -> int:
@@ -376,9 +421,9 @@ class Sender:
                     queue_id,
                     item_body,
                     text,
-                    tag=properties.get("TAGS"),
-                    unique_id=properties.get("UNIQ_KEY"),
-                    keys=properties.get("KEYS"),
+                    tag=tag,
+                    unique_id=unique_id,
+                    keys=keys,
                     flag=flag,
                     sys_flag=header.sys_flag,
                     born_timestamp=header.born_timestamp,
@@ -386,7 +431,7 @@ class Sender:
                     store_host=self._batch.store_host,
                     reconsume_times=header.reconsume_times or 0,
                 )
-                for flag, item_body, text, properties in items
+                for flag, item_body, text, tag, unique_id, keys in items
             ]
         except _Refused as refused:
             return self._refusal(request, refused.code, refused.remark)
@@ -406,27 +451,35 @@ class Sender:
         )
         return None
 
-    def _items(self, body: bytes, topic: str) -> list[tuple[int, bytes, str, dict[str, str]]]:
-        """(flag, body, property string, properties) of each message of a batch's body."""
-        items = []
+    def _items(self, body: bytes, topic: str) -> list[_Item]:
+        """The messages of a batch's body."""
+        items: list[_Item] = []
         offset = 0
         end = len(body)
         try:
             while offset < end:
-                size, _, _, flag, length = struct.unpack_from(">iiiii", body, offset)
+                size, flag, length = _ITEM_HEAD.unpack_from(body, offset)
                 start = offset + 20
-                (width,) = struct.unpack_from(">h", body, start + length)
-                stop = start + length + 2 + width
+                (width,) = _WIDTH.unpack_from(body, start + length)
+                behind = start + length
+                stop = behind + 2 + width
                 if length < 0 or width < 0 or stop > end or size != stop - offset:
                     raise ValueError("its sizes contradict each other")
-                text = body[start + length + 2 : stop].decode()
-                properties = decode_properties(text)
-                if not _NOT_IN_BATCH.isdisjoint(properties) or properties.get(props.TRAN_MSG) == "true":
-                    remark = f"a batch to topic[{topic}] holds a delayed, timed or transactional message"
-                    raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                text = body[behind + 2 : stop].decode()
+                plain = _plain(text)
+                if plain is not None:
+                    unique_id, (tag, keys, _) = plain
+                    item: _Item = (flag, body[start:behind], text, tag, unique_id, keys)
+                else:
+                    properties = decode_properties(text)
+                    if not _NOT_IN_BATCH.isdisjoint(properties) or properties.get(props.TRAN_MSG) == "true":
+                        remark = f"a batch to topic[{topic}] holds a delayed, timed or transactional message"
+                        raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                    known = [properties.get(name) for name in (props.TAGS, props.UNIQ_KEY, props.KEYS)]
+                    item = (flag, body[start:behind], text, *known)
                 if not length:
                     self._check_body(b"")
-                items.append((flag, body[start : start + length], text, properties))
+                items.append(item)
                 offset = stop
         except (struct.error, ValueError) as error:
             remark = f"the batch to topic[{topic}] cannot be decoded at byte {offset}: {error}"

@@ -228,7 +228,7 @@ def test_batches_of_any_bytes_round_trip(messages: list[tuple[bytes, str]]) -> N
         item(content, {"k": text.replace("\x01", "").replace("\x02", "") or "v"}) for content, text in messages
     )
     items = Sender._items(None, body, "T")  # type: ignore[arg-type]
-    assert [content for _, content, _, _ in items] == [content for content, _ in messages]
+    assert [content for _, content, *_ in items] == [content for content, _ in messages]
 
 
 def test_priority_chooses_the_queue(tmp_path: Path) -> None:
