@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "peers"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "peers"))
 from apache import SERVER_VERSION, free_ports, jars, tool
 from apache import PeerMissing as PeerMissing
 
