@@ -237,3 +237,30 @@ def test_no_two_capabilities_serve_one_code(tmp_path: Path) -> None:
         31,
         32,
     } <= broker.handlers.keys()
+
+
+def test_a_delivered_message_is_not_delivered_again_after_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, message_delay_level="1s 2h") as (broker, wire):
+            await wire.store("T", b"soon", properties={"DELAY": "1"})
+            await wire.store("T", b"late", properties={"DELAY": "2"})
+            await eventually(lambda: broker.store.max_offset("T", 0) == 1, "the delivery")
+        async with running(tmp_path, message_delay_level="1s 2h") as (broker, wire):
+            assert broker.delay.positions() == {1: (1, 1), 2: (0, 1)}
+            await wire.store("T", b"again", properties={"DELAY": "1"})
+            await eventually(lambda: broker.store.max_offset("T", 0) == 2, "the delivery")
+            assert [message.body for message in await wire.messages("T")] == [b"soon", b"again"]
+
+    asyncio.run(main())
+
+
+def test_the_position_of_delayed_messages_waits_until_what_was_delivered_is_on_disk(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = {"message_delay_level": "1s", "flush_interval_commit_log": 600_000}
+        async with running(tmp_path, **settings) as (broker, wire):
+            await wire.store("T", properties={"DELAY": "1"})
+            await eventually(lambda: broker.store.max_offset("T", 0) == 1, "the delivery")
+            assert broker.store.durable_offset < broker.store.written_offset
+            assert [broker.delay.snapshot() for _ in range(3)] == [None, None, None]
+
+    asyncio.run(main())
