@@ -12,11 +12,11 @@ class Rocketq:
 
     kind = "rocketq"
 
-    def __init__(
-        self, directory: Path, *, store: Path | None = None, config: dict[str, object] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, *, config: dict[str, object] | None = None) -> None:
         self.directory = directory
-        self.store = store or directory / "store"
+        self.data = directory / "data"
+        #: Where the broker keeps what Apache's keeps under storePathRootDir.
+        self.store = self.data / "broker-0"
         self.namesrv = self.broker = ""
         self._config = {"brokerName": "broker-a", **(config or {})}
         self._process: ServerProcess | None = None
@@ -26,18 +26,8 @@ class Rocketq:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "broker.conf"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._config.items()))
-        arguments = (
-            "server",
-            "--data",
-            self.store,
-            "--config",
-            config,
-            "--namesrv-port",
-            "0",
-            "--broker-port",
-            "0",
-        )
-        self._process = ServerProcess(*arguments)
+        ports = ("--namesrv-port", "0", "--broker-port", "0")
+        self._process = ServerProcess("server", "--data", self.data, "--config", config, *ports)
         self.namesrv, self.broker = self._process.namesrv, self._process.broker
         return self
 

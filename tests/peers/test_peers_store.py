@@ -64,9 +64,10 @@ def test_a_store_moves_from_apache_to_ours_and_back(
 ) -> None:
     """Brokers in turn on one directory, ended cleanly or by kill -9: each sees what was, and adds to it."""
     request.getfixturevalue("apache")  # skips where it cannot run
-    java, group, store = client("java-5.4.0"), f"G_{name}", tmp_path / "store"
-    theirs = Apache(tmp_path / "apache", store=store)
-    ours = Rocketq(tmp_path / "rocketq", store=store, config=SIZES)
+    java, group = client("java-5.4.0"), f"G_{name}"
+    ours = Rocketq(tmp_path / "rocketq", config=SIZES)
+    theirs = Apache(tmp_path / "apache", store=ours.store)
+    store = ours.store
     brokers: list[tuple[Any, str]] = [
         (theirs, "stop"),
         (ours, "stop"),
