@@ -38,15 +38,16 @@ class OffsetStore(Protocol):
 
 
 class BrokerOffsets:
-    """Offsets on the broker that has the queue."""
+    """Offsets on the broker that has the queue. `zero_if_young`: see `QueueCalls.committed`."""
 
-    def __init__(self, calls: QueueCalls) -> None:
+    def __init__(self, calls: QueueCalls, *, zero_if_young: bool) -> None:
         self._calls = calls
+        self._zero_if_young = zero_if_young
         self._table: dict[MessageQueue, int] = {}
         self._sent: dict[MessageQueue, int] = {}
 
     async def read(self, queue: MessageQueue) -> int | None:
-        return await self._calls.committed(queue)
+        return await self._calls.committed(queue, zero_if_young=self._zero_if_young)
 
     def update(self, queue: MessageQueue, offset: int) -> None:
         self._table[queue] = offset

@@ -62,7 +62,7 @@ class PullConsumer(GroupMember):
         )
         super().__init__(
             membership,
-            BrokerOffsets(membership.calls),
+            BrokerOffsets(membership.calls, zero_if_young=from_where == "LAST"),
             persist_interval=persist_interval,
             rebalance_interval=rebalance_interval,
             on_rebalanced=on_rebalanced,
@@ -202,8 +202,12 @@ class PullConsumer(GroupMember):
         return self._mine(queue).process.commit_offset
 
     async def committed(self, queue: MessageQueue) -> int | None:
-        """What the group has stored for a queue, None when nothing. Raises RemotingError, BrokerError."""
-        return await self.offsets.read(queue)
+        """What the group has stored for a queue, None when nothing.
+
+        Raises RouteNotFound, RemotingError, BrokerError.
+        """
+        await self.instance.topic(queue.topic)
+        return await self.membership.calls.committed(queue)
 
     # messages
 

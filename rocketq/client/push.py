@@ -41,7 +41,8 @@ class PushConsumer(GroupMember):
 
     `model`: CLUSTERING (each message to one member) or BROADCASTING (to all; offsets in a local file, no retries).
     `ordered`: one call at a time per queue, in order, under a lock at the broker. `from_where`: where a group without
-    a stored offset begins: "LAST", "FIRST", or ms since the epoch. `max_reconsume_times`: redeliveries before the dead
+    a stored offset begins: "LAST" (brokers begin young, small queues at their start even so), "FIRST", or ms since the
+    epoch. `max_reconsume_times`: redeliveries before the dead
     letter queue (default 16; ordered: no limit). `strategy`: how the group shares the queues, a plain function (see
     `rebalance`). `consume_timeout`: seconds until messages are taken from a handler that does not return and handed
     back (not ordered). `suspend`: seconds before an ordered queue goes on after a failure.
@@ -103,9 +104,10 @@ class PushConsumer(GroupMember):
         )
         self.broadcast = model == BROADCASTING
         if offset_store is None:
-            offset_store = (
-                LocalOffsets(instance.client_id, group) if self.broadcast else BrokerOffsets(membership.calls)
-            )
+            if self.broadcast:
+                offset_store = LocalOffsets(instance.client_id, group)
+            else:
+                offset_store = BrokerOffsets(membership.calls, zero_if_young=from_where == "LAST")
         super().__init__(
             membership,
             offset_store,

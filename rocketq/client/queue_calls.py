@@ -159,10 +159,18 @@ class QueueCalls:
         code = RequestCode.SEARCH_OFFSET_BY_TIMESTAMP
         return (await self._ask(queue, code, header, SearchOffsetResponse)).offset
 
-    async def committed(self, queue: MessageQueue) -> int | None:
-        """What the group has committed for the queue; None when nothing."""
+    async def committed(self, queue: MessageQueue, *, zero_if_young: bool = False) -> int | None:
+        """What the group has committed for the queue; None when nothing.
+
+        `zero_if_young`: brokers may say 0 for a queue that has all its messages still, and few. So nothing is missed
+        of a queue that was added while the group runs.
+        """
         header = QueryConsumerOffsetHeader(
-            consumer_group=self.group, topic=queue.topic, queue_id=queue.queue_id, bname=queue.broker_name
+            consumer_group=self.group,
+            topic=queue.topic,
+            queue_id=queue.queue_id,
+            set_zero_if_not_found=None if zero_if_young else False,
+            bname=queue.broker_name,
         )
         answer, address = await self._call(queue, RequestCode.QUERY_CONSUMER_OFFSET, header)
         if answer.code == ResponseCode.QUERY_NOT_FOUND:

@@ -126,7 +126,7 @@ def test_a_batch_leaves_when_it_is_full_or_has_waited() -> None:
     assert accumulator.next_deadline is None
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 120)), max_size=60))
 def test_batches_lose_nothing_keep_the_order_and_the_limit(sizes: list[tuple[str, int]]) -> None:
     accumulator: Accumulator[tuple[int, int]] = Accumulator(linger=1.0, max_bytes=120)

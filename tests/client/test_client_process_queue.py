@@ -79,7 +79,7 @@ def test_thresholds_say_why_pulling_has_to_wait() -> None:
     assert over_threshold(held, max_messages=4, max_bytes=40, max_span=None) is None
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), gaps=st.lists(st.integers(1, 3), min_size=1, max_size=40))
 def test_nothing_unfinished_is_ever_committed(data: st.DataObject, gaps: list[int]) -> None:
     offsets, at = [], 0

@@ -81,7 +81,7 @@ def test_a_stranger_gets_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(queue_count=st.integers(0, 40), client_count=st.integers(1, 12))
 def test_every_queue_has_exactly_one_owner(name: str, queue_count: int, client_count: int) -> None:
     members, everything = clients(client_count), queues(queue_count)

@@ -15,7 +15,7 @@ from rocketq.record import CorruptRecord, decode_record, encode_record, pack_hos
 HOSTS = st.sampled_from([pack_host("10.1.2.3", 4), pack_host("2001:db8::7", 65535)])
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     topic=st.sampled_from(["T", "%RETRY%group", "long" * 40]),
     body=st.binary(max_size=300),
@@ -87,7 +87,7 @@ def test_a_compressed_body_is_unpacked_once_asked_for() -> None:
         _ = broken.body
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_damaged_bytes_raise_nothing_but_corrupt_record(data: st.DataObject) -> None:
     raw = bytearray(record(properties=b"TAGS\x01a\x02") * 2)

@@ -1,0 +1,141 @@
+"""The pull consumer against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from client_helpers import fresh, until
+
+from rocketq.client import AsyncProducer, PullConsumer
+from rocketq.errors import ConfigError
+from rocketq.message import Message, MessageQueue, ReceivedMessage
+
+
+async def publish(namesrv: str, topic: str, *bodies: str, tag: str | None = None) -> MessageQueue:
+    """Sends to the first queue of the topic, which it returns."""
+    async with AsyncProducer("PG", namesrv) as producer:
+        queue = (await producer.queues(topic))[0]
+        for body in bodies:
+            await producer.send(Message(topic, body.encode(), tag=tag), queue=queue)
+    return queue
+
+
+async def drain(consumer: PullConsumer, number: int) -> list[str]:
+    bodies: list[str] = []
+    while len(bodies) < number:
+        messages = await consumer.poll(10.0)
+        assert messages, f"nothing more after {bodies}"
+        bodies += [message.body.decode() for message in messages]
+    return bodies
+
+
+def test_assigned_queues_are_read_from_where_one_says(namesrv: str) -> None:
+    topic, group = fresh("Assigned"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(50)])
+        async with PullConsumer(group, namesrv, from_where="FIRST", auto_commit=False) as consumer:
+            assert queue in await consumer.queues(topic)
+            await consumer.assign([queue])
+            assert consumer.position(queue) == 0
+            assert await drain(consumer, 50) == [str(n) for n in range(50)]
+            assert consumer.position(queue) == 50
+            await consumer.seek(queue, 47)
+            assert consumer.position(queue) == 47
+            assert await drain(consumer, 3) == ["47", "48", "49"]
+            await consumer.seek_to_begin(queue)
+            first = await consumer.poll(10.0, max_messages=2)
+            assert [message.body for message in first] == [b"0", b"1"]
+            await consumer.seek_to_time(queue, first[0].store_timestamp)
+            assert (await drain(consumer, 1))[0] == "0"
+            await consumer.seek_to_end(queue)
+            assert await consumer.poll(0.05) == []
+            await publish(namesrv, topic, "new")
+            assert await drain(consumer, 1) == ["new"]
+
+    asyncio.run(main())
+
+
+def test_only_what_is_committed_counts_for_the_next_one(namesrv: str) -> None:
+    topic, group = fresh("Committed"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(10)])
+        async with PullConsumer(group, namesrv, from_where="FIRST", auto_commit=False) as consumer:
+            await consumer.assign([queue])
+            assert await consumer.committed(queue) is None
+            assert [m.body for m in await consumer.poll(10.0, max_messages=4)] == [b"0", b"1", b"2", b"3"]
+            await consumer.commit()
+            assert await consumer.committed(queue) == 4
+            await consumer.poll(10.0, max_messages=4)
+        async with PullConsumer(group, namesrv) as consumer:
+            await consumer.assign([queue])
+            assert await drain(consumer, 6) == [str(n) for n in range(4, 10)]
+        async with PullConsumer(group, namesrv) as consumer:  # closing committed
+            assert await consumer.committed(queue) == 10
+
+    asyncio.run(main())
+
+
+def test_automatic_commits_leave_out_the_poll_that_is_being_worked_on(namesrv: str) -> None:
+    topic, group = fresh("Auto"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(10)])
+        async with PullConsumer(group, namesrv, from_where="FIRST", persist_interval=0.02) as consumer:
+            await consumer.assign([queue])
+            await consumer.poll(10.0, max_messages=4)
+            await consumer.poll(10.0, max_messages=3)
+            committed: list[int | None] = []
+
+            async def look() -> None:
+                while not committed or committed[-1] != 4:
+                    committed.append(await consumer.committed(queue))
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(look(), 20)
+            await asyncio.sleep(0.1)
+            assert await consumer.committed(queue) == 4
+
+    asyncio.run(main())
+
+
+def test_subscribers_share_the_queues(namesrv: str) -> None:
+    topic, group = fresh("Subscribed"), fresh("G")
+
+    async def main() -> None:
+        async with AsyncProducer("PG", namesrv) as producer:
+            for n in range(8):
+                await producer.send(Message(topic, b"%d" % n, tag="even" if n % 2 == 0 else "odd"))
+        first = PullConsumer(group, namesrv, from_where="FIRST")
+        first.subscribe(topic, "even")
+        got: list[ReceivedMessage] = []
+        async with first:
+            while len(got) < 4:
+                got += await first.poll(10.0)
+            second = PullConsumer(group, namesrv, from_where="FIRST")
+            second.subscribe(topic, "even")
+            async with second:
+                await until(lambda: len(first.assigned) == len(second.assigned) == 2, "two queues each")
+            await until(lambda: len(first.assigned) == 4, "all queues again")
+        assert sorted(message.body for message in got) == [b"0", b"2", b"4", b"6"]
+
+    asyncio.run(main())
+
+
+def test_misuse_is_named(namesrv: str) -> None:
+    async def main() -> None:
+        consumer = PullConsumer(fresh("G"), namesrv)
+        with pytest.raises(ConfigError, match="start"):
+            await consumer.poll()
+        with pytest.raises(ConfigError, match="start"):
+            await consumer.assign([])
+        consumer.subscribe(fresh("T"))
+        async with consumer:
+            with pytest.raises(ConfigError, match="exclude"):
+                await consumer.assign([MessageQueue("T", "b", 0)])
+            with pytest.raises(ConfigError, match="not assigned"):
+                consumer.position(MessageQueue("T", "b", 0))
+
+    asyncio.run(main())
