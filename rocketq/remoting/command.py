@@ -221,7 +221,10 @@ class FrameDecoder:
                 if length == 4 and head == 0:
                     continue  # an empty frame is ignored, as the Java server does
                 body = start + header_length
-                commands.append(decode_command(head >> 24, data[start:body], data[body:stop]))
+                if head >> 24 == JSON:
+                    commands.append(_decode_json(data[start:body], data[body:stop]))
+                else:
+                    commands.append(decode_command(head >> 24, data[start:body], data[body:stop]))
             if end - offset >= 4:
                 (length,) = _INT.unpack_from(data, offset)
                 if not 4 <= length <= self.max_frame:

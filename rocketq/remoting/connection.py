@@ -185,7 +185,8 @@ class Connection(asyncio.Protocol):
         """
         if self.closed:
             raise ConnectionLost(f"the connection to {self.peer} is closed")
-        self._check_unsent()
+        if self._write_paused:
+            self._check_unsent()
         future: asyncio.Future[Command] = self._loop.create_future()
         session = self.session
         self.write(session.request(code, header, body, timeout, future)[1])
