@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from scenarios import Figures, Scenario, Target
+from measures import Figures, Scenario, Target
 
 Rounds = dict[str, list[Figures]]  # figures of each round by server; rounds of one index ran side by side
 HIDDEN = {"generator CPU"}
@@ -30,7 +30,7 @@ def spread(values: Iterable[float]) -> str:
 def ratios(rounds: Rounds, metric: str, rival: str = "apache") -> list[float]:
     """Ours to the rival's, pair by pair: both of one pair ran within seconds of each other."""
     pairs = zip(rounds.get("rocketq", []), rounds.get(rival, []), strict=False)
-    return [ours[metric] / theirs[metric] for ours, theirs in pairs if theirs.get(metric)]
+    return [ours[metric] / theirs[metric] for ours, theirs in pairs if metric in ours and theirs.get(metric)]
 
 
 def verdict(target: Target, rounds: Rounds) -> str:
@@ -57,10 +57,9 @@ def table(results: list[tuple[Scenario, Rounds]]) -> str:
         metrics = dict.fromkeys(m for figures in rounds.values() for f in figures for m in f if m not in HIDDEN)
         for row, metric in enumerate(metrics):
             cells = [scenario.title if row == 0 else "", metric]
-            cells += [
-                spread(f[metric] for f in rounds[name] if metric in f) if rounds.get(name) else "–"
-                for name in servers
-            ]
+            for name in servers:
+                values = [figures[metric] for figures in rounds.get(name, []) if metric in figures]
+                cells.append(spread(values) if values else "–")
             if versus:
                 pairs = ratios(rounds, metric)
                 cells.append(spread(pairs) if pairs else "–")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import loadgen
 import report
 from contenders import SERVERS, PeerMissing, Server
-from scenarios import Figures, Scale, Scenario, all_scenarios, warm_up
+from measures import Figures, Scale, Scenario, all_scenarios, warm_up
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- table: written by benchmarks/run.py -->", "<!-- end of table -->"

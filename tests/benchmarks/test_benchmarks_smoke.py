@@ -52,3 +52,21 @@ def test_a_long_polling_consumer_receives_all_that_a_paced_sender_sends(server: 
     result = loadgen.load("e2e", port_of(server), topic="Paced", rate=500, seconds=1, queues=3)
     assert (result["messages"], result["errors"]) == (500, 0)
     assert 0 < result["p50_us"] <= result["p99_us"] <= result["max_us"]
+
+
+def test_the_table_shows_medians_ratios_and_what_was_missed() -> None:
+    import report
+    from measures import Scenario, Target
+
+    scenario = Scenario("s", "sends", lambda server, scale: {}, targets=[Target("msg/s", ratio=1.5)])
+    rounds = {
+        "rocketq": [{"msg/s": 3000.0}, {"msg/s": 1000.0}, {"msg/s": 2000.0, "refused": 1.0}],
+        "apache": [{"msg/s": 1000.0}, {"msg/s": 1000.0}, {"msg/s": 1000.0}],
+    }
+    rows = report.table([(scenario, rounds)]).splitlines()
+    assert rows[0] == "| scenario | figure | rocketq | apache | rocketq / apache | target |"
+    assert rows[2].startswith("| sends | msg/s | 2,000 (1,000–3,000) | 1,000 (1,000–1,000) | 2 (1–3) |")
+    assert rows[2].endswith("| msg/s ratio ≥ 1.5: met |")
+    assert rows[3] == "|  | refused | 1 | – | – |  |"
+    rounds["rocketq"][0]["msg/s"] = 1000.0
+    assert "**missed**" in report.table([(scenario, rounds)])
