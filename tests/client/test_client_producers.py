@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from client_helpers import Collector, fresh, until
-from servers import start_server
+from servers import ServerProcess, start_server
 
 from rocketq.client import AsyncProducer, Producer, PushConsumer
 from rocketq.client.selectors import by_hash
@@ -114,8 +114,9 @@ def test_a_selector_that_raises_is_the_senders_problem(namesrv: str) -> None:
     asyncio.run(main())
 
 
-def test_pipelined_sends_keep_their_order_in_a_queue(namesrv: str) -> None:
-    topic = fresh("Piped")
+def test_pipelined_sends_keep_their_order_in_a_queue(server: ServerProcess) -> None:
+    """With our broker, that is: Apache's handles the requests of a connection in several threads."""
+    topic, namesrv = fresh("Piped"), server.namesrv
 
     async def main() -> None:
         async with AsyncProducer("PG", namesrv) as producer:

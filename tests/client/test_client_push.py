@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from client_helpers import Collector, fresh, until
 
+from rocketq import javajson
 from rocketq.client import AsyncProducer, ConsumeResult, PullConsumer, PushConsumer, RetryLater
 from rocketq.client.offsets import LocalOffsets
 from rocketq.client.results import HandlerResult
@@ -316,10 +317,8 @@ def test_everybody_gets_a_broadcast_message_and_remembers_it_locally(
 
     asyncio.run(main())
     text = (tmp_path / "c2" / group / "offsets.json").read_text()
-    assert text.startswith('{\n\t"offsetTable":{')
-    assert f'{{\n\t\t\t"brokerName":"broker-0",\n\t\t\t"queueId":0,\n\t\t\t"topic":"{topic}"\n\t\t}}:' in text or (
-        '"brokerName":"broker-0"' in text
-    )
+    assert text.startswith('{\n\t"offsetTable":{\n\t\t{"brokerName":"')
+    assert len(javajson.loads(text)["offsetTable"]) == 4
 
 
 def test_damaged_offset_files_fall_back_to_the_one_before(tmp_path: Path) -> None:
