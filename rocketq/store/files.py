@@ -26,7 +26,7 @@ _IOV_MAX = 1000
 class Files(Protocol):
     """What the store asks of a file system. All methods raise OSError."""
 
-    def open(self, path: str, *, create: bool = False, write: bool = True) -> int: ...
+    def open(self, path: str, *, create: bool = False, write: bool = True, scan: bool = False) -> int: ...
     def close(self, fd: int) -> None: ...
     def size(self, fd: int) -> int: ...
     def pread(self, fd: int, size: int, offset: int) -> bytes: ...
@@ -52,10 +52,17 @@ class Files(Protocol):
 class OsFiles:
     """The real file system."""
 
-    def open(self, path: str, *, create: bool = False, write: bool = True) -> int:
-        """A file descriptor for reading and, unless told otherwise, writing."""
+    def open(self, path: str, *, create: bool = False, write: bool = True, scan: bool = False) -> int:
+        """A file descriptor for reading and, unless told otherwise, writing.
+
+        `scan`: to be read in large pieces. The system must not read ahead then: reserved blocks that it has read
+        count as data for :meth:`next_data`, and a GiB of them would be looked through.
+        """
         flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0)
-        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        if scan and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return fd
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -51,15 +51,21 @@ from rocketq.store.values import Appended, Recovery
 
 log = logging.getLogger("rocketq.store")
 
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 _SECTOR = 512
 _ZERO_SECTOR = bytes(_SECTOR)
+_ZEROS = bytes(_CHUNK)
 
 _SIZE_MAGIC = struct.Struct(">II")
 _PREFIX = struct.Struct(">IIIiiqqiq")
 _LONG = struct.Struct(">q")
 _INT = struct.Struct(">i")
 _SHORT = struct.Struct(">h")
+
+
+def _is_used(chunk: bytes) -> bool:
+    """Whether there is anything but zeros in at most _CHUNK bytes."""
+    return chunk != (_ZEROS if len(chunk) == _CHUNK else _ZEROS[: len(chunk)])
 
 
 class Found(NamedTuple):
@@ -136,7 +142,7 @@ class Scan:
         """The records from `start` on, up to the first place that is none."""
         self.end, self.problem = start, ""
         while (file := self._log.find(self.end)) is not None:
-            fd = self._files.open(file.path, write=False)
+            fd = self._files.open(file.path, write=False, scan=True)
             try:
                 yield from self._file(file, fd)
             finally:
@@ -152,7 +158,7 @@ class Scan:
             at = offset - chunk_start
             room = file.end - offset
             if len(chunk) - at < 8:
-                chunk, chunk_start, at = self._read(fd, file, offset, _CHUNK), offset, 0
+                chunk, chunk_start, at = self._chunk(fd, file, offset), offset, 0
             size, magic = _SIZE_MAGIC.unpack_from(chunk, at) if len(chunk) - at >= 8 else (0, 0)
             if magic == MAGIC_BLANK and size == room:
                 self.end = file.end
@@ -163,7 +169,7 @@ class Scan:
                 self.problem = f"magic {magic:#010x} with size {size} is not a record"
                 return
             if at + size > len(chunk):
-                chunk, chunk_start, at = self._read(fd, file, offset, max(_CHUNK, size)), offset, 0
+                chunk, chunk_start, at = self._chunk(fd, file, offset, size), offset, 0
             try:
                 found = parse(chunk, at, size, offset, self._check_crc)
             except CorruptRecord as error:
@@ -171,6 +177,12 @@ class Scan:
                 return
             yield found
             self.end = offset + size
+
+    def _chunk(self, fd: int, file: LogFile, offset: int, least: int = 8) -> bytes:
+        """A piece from `offset` on that ends at a multiple of its size, so that nothing behind it gets cached."""
+        end = offset - file.start + least
+        end += -end % _CHUNK
+        return self._read(fd, file, offset, end - (offset - file.start))
 
     def _read(self, fd: int, file: LogFile, offset: int, size: int) -> bytes:
         return self._files.pread(fd, min(size, file.end - offset), offset - file.start)
@@ -186,7 +198,7 @@ class Scan:
         return offset == end or (file is not None and offset == file.end and self._is_blank(file, end))
 
     def _is_blank(self, file: LogFile, offset: int) -> bool:
-        fd = self._files.open(file.path, write=False)
+        fd = self._files.open(file.path, write=False, scan=True)
         try:
             return self._read(fd, file, offset, 8) == blank(file.end - offset)
         finally:
@@ -201,7 +213,7 @@ class Scan:
         for file in self._log.files:
             if file.end <= offset:
                 continue
-            fd = self._files.open(file.path, write=False)
+            fd = self._files.open(file.path, write=False, scan=True)
             try:
                 found = self._search(file, fd, max(offset + 1, file.start))
             finally:
@@ -216,17 +228,24 @@ class Scan:
             if data_at is None:
                 return None
             offset = max(offset, file.start + data_at)
-            chunk = self._read(fd, file, offset, _CHUNK)
+            chunk = self._chunk(fd, file, offset, 1)
             # both magics, found by what they share
-            at = chunk.find(b"\xda\xa3\x20")
+            at = chunk.find(b"\xda\xa3\x20") if _is_used(chunk) else -1
             while at >= 0:
                 start = offset + at - 4
                 if start >= file.start and self._is_record(file, fd, start):
                     return start
                 at = chunk.find(b"\xda\xa3\x20", at + 1)
-            if len(chunk) < _CHUNK:
-                return None
-            offset += len(chunk) - 8
+            # a magic may lie across the end of a piece
+            for back in (1, 2):
+                start = offset + len(chunk) - back - 4
+                if (
+                    chunk[-back:] == b"\xda\xa3"[:back]
+                    and start >= file.start
+                    and self._is_record(file, fd, start)
+                ):
+                    return start
+            offset += len(chunk)
         return None
 
     def _is_record(self, file: LogFile, fd: int, offset: int) -> bool:
@@ -247,7 +266,7 @@ class Scan:
         file = self._log.find(start)
         if file is None:
             return True
-        fd = self._files.open(file.path, write=False)
+        fd = self._files.open(file.path, write=False, scan=True)
         try:
             if not any(self._read(fd, file, start, 8)):
                 return True
@@ -462,7 +481,7 @@ def _used_end(commit_log: CommitLog, files: Files, offset: int) -> int:
     for file in commit_log.files:
         if file.end <= offset:
             continue
-        fd = files.open(file.path, write=False)
+        fd = files.open(file.path, write=False, scan=True)
         try:
             position = max(0, offset - file.start)
             while position < file.size:
@@ -470,8 +489,8 @@ def _used_end(commit_log: CommitLog, files: Files, offset: int) -> int:
                 if data_at is None:
                     break
                 position = data_at
-                chunk = files.pread(fd, _CHUNK, position)
-                used = len(chunk.rstrip(b"\0"))
+                chunk = files.pread(fd, _CHUNK - position % _CHUNK, position)
+                used = len(chunk.rstrip(b"\0")) if _is_used(chunk) else 0
                 if used:
                     end = file.start + position + used
                 position += len(chunk)

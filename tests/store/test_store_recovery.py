@@ -377,3 +377,16 @@ def test_a_short_run_of_the_fuzz_target_finds_nothing(monkeypatch, caplog):
     fuzz_store = importlib.import_module("fuzz_store")
     opened = fuzz_store.loop(50, seed=random.randrange(2**32))
     assert 5 < opened < 50
+
+
+def test_reserved_space_that_the_system_has_read_is_no_torn_tail(opened):
+    store = opened(mapped_file_size_commit_log=8 << 20)
+    fill(store, 30)
+    end = store.written_offset
+    for _ in range(2):
+        opened.crash(store)
+        assert len(log_path(opened).read_bytes()) == 8 << 20
+        store = opened(mapped_file_size_commit_log=8 << 20)
+        assert (opened.recovery.problems, opened.recovery.cut_bytes) == ([], 0)
+        assert store.written_offset == end
+    assert sum(map(len, everything(store))) == 30
