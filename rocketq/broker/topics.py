@@ -84,13 +84,16 @@ class Topics:
     def adopt(self, queues: Iterable[tuple[str, int]]) -> list[str]:
         """Take in topics that the store has queues of and the file does not name; returns their names.
 
-        They were created just before a crash: their messages are in the log, so they must not vanish.
+        They were created just before a crash: their messages are in the log, so they must not vanish. How many
+        queues they had is not known; they get no fewer than a send creates, so that a producer's route still holds.
         """
         found: dict[str, int] = {}
         for topic, queue_id in queues:
             if topic not in self.table:
                 found[topic] = max(found.get(topic, 0), queue_id + 1)
-        for topic, count in found.items():
+        for topic, used in found.items():
+            derived = topic.startswith((names.RETRY_PREFIX, names.DLQ_PREFIX))
+            count = used if derived else max(used, self._config.default_topic_queue_nums)
             self.table[topic] = TopicConfig(
                 topic_name=topic, read_queue_nums=count, write_queue_nums=count, perm=READ_WRITE
             )
