@@ -77,8 +77,8 @@ class Consuming:
         self._on_retried = on_retried
         self._on_dead_lettered = on_dead_lettered
 
-    async def call_handler(self, messages: list[ReceivedMessage]) -> list[OneResult]:
-        """The handler's word on each message; whatever it raises means that all are to be tried again."""
+    async def call_handler(self, messages: list[ReceivedMessage]) -> list[OneResult] | None:
+        """The handler's word on each message, None when all succeeded; whatever it raises means to try all again."""
         try:
             return spread(await self._handler()(messages), messages)
         except Exception:
@@ -108,6 +108,16 @@ class Consuming:
         if hook is not None:
             hook(message)
         return True
+
+    def _note(self, call: Call) -> Statistics:
+        """Counts a finished call; the statistics of its topic."""
+        topic = call.assigned.queue.topic
+        statistics = self._statistics.get(topic)
+        if statistics is None:
+            statistics = self._statistics[topic] = Statistics()
+        statistics.seconds += time.monotonic() - call.started
+        call.assigned.last_consume_ms = int(time.time() * 1000)
+        return statistics
 
     async def _until_quiet(self, timeout: float) -> None:
         """Waits until no call runs that still counts, or the time is over."""
@@ -175,11 +185,13 @@ class Concurrently(Consuming):
             self.running.discard(call)
             self._ended.set()
 
-    async def _settle(self, call: Call, results: list[OneResult]) -> None:
+    async def _settle(self, call: Call, results: list[OneResult] | None) -> None:
         messages, assigned = call.messages, call.assigned
-        statistics = self._statistics.setdefault(assigned.queue.topic, Statistics())
-        statistics.seconds += time.monotonic() - call.started
-        assigned.last_consume_ms = int(time.time() * 1000)
+        statistics = self._note(call)
+        if results is None:
+            statistics.ok += len(messages)
+            self._done(assigned, messages)
+            return
         stay: list[ReceivedMessage] = []
         for message, result in zip(messages, results, strict=True):
             if result is ConsumeResult.SUCCESS:
@@ -287,11 +299,13 @@ class Orderly(Consuming):
             self.running.discard(call)
             self._ended.set()
 
-    async def _settle(self, call: Call, results: list[OneResult]) -> bool:
+    async def _settle(self, call: Call, results: list[OneResult] | None) -> bool:
         assigned, messages = call.assigned, call.messages
-        statistics = self._statistics.setdefault(assigned.queue.topic, Statistics())
-        statistics.seconds += time.monotonic() - call.started
-        assigned.last_consume_ms = int(time.time() * 1000)
+        statistics = self._note(call)
+        if results is None:
+            statistics.ok += len(messages)
+            self._done(assigned, messages)
+            return False
         for index, (message, result) in enumerate(zip(messages, results, strict=True)):
             if result is ConsumeResult.SUCCESS:
                 statistics.ok += 1

@@ -39,10 +39,10 @@ OneResult = ConsumeResult | RetryLater
 HandlerResult = ConsumeResult | RetryLater | Sequence[OneResult] | None
 
 
-def spread(result: HandlerResult, messages: Sequence[ReceivedMessage]) -> list[OneResult]:
-    """One result for each message. Raises TypeError for anything that is not a result."""
-    if result is None:
-        return [ConsumeResult.SUCCESS] * len(messages)
+def spread(result: HandlerResult, messages: Sequence[ReceivedMessage]) -> list[OneResult] | None:
+    """One result for each message, None when all succeeded. Raises TypeError for anything that is not a result."""
+    if result is None or result is ConsumeResult.SUCCESS:
+        return None
     if isinstance(result, (ConsumeResult, RetryLater)):
         return [result] * len(messages)
     if not isinstance(result, (list, tuple)) or not all(
