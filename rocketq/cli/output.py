@@ -19,7 +19,7 @@ def namesrv_option(function: _F) -> _F:
     return click.option(
         "-n",
         "--namesrv",
-        envvar="NAMESRV_ADDR",
+        envvar=["ROCKETQ_NAMESRV", "NAMESRV_ADDR"],
         default="127.0.0.1:9876",
         show_default=True,
         show_envvar=True,
