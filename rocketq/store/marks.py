@@ -15,6 +15,7 @@ import logging
 import os
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rocketq.errors import StoreLocked
@@ -106,7 +107,8 @@ class Marks:
         self._files.fsync_dir(self.directory)
 
     def clear_abort(self) -> None:
-        self._files.unlink(self._path("abort"))
+        with suppress(FileNotFoundError):
+            self._files.unlink(self._path("abort"))
         self._files.fsync_dir(self.directory)
 
     def load(self) -> Checkpoint:

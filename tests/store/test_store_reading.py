@@ -257,6 +257,20 @@ def test_a_deleted_topic_is_gone_and_begins_again_at_zero(opened):
     assert bodies(store, "other") == [b"hello"]
 
 
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_messages_that_are_under_way_do_not_bring_a_deleted_topic_back(opened, flush):
+    store = opened(flush_disk_type=flush)
+    send(store, write=False)
+    send(store, "other", write=False)
+    store.delete_topic("T")
+    store.write()
+    store.maintain()
+    assert set(store.queues()) == {("other", 0)}
+    assert send(store, body=b"new").queue_offset == 0
+    store.close()
+    assert bodies(opened()) == [b"new"]
+
+
 def test_ten_thousand_queues_are_light(opened):
     store = opened(mapped_file_size_commit_log=64 << 20, mapped_file_size_consume_queue=6_000_000)
     before = len(os.listdir("/proc/self/fd"))
