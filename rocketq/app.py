@@ -99,7 +99,8 @@ class RocketQ:
         `group`: who shares the work and the position in the topic; every process with this group gets a part of the
         messages. Default: `<app name>-<function name>`. One function a group, or ConfigError.
         `ordered`: one message at a time per queue, in queue order; a failing message is tried again before the next.
-        `broadcast`: every process gets every message; no retries, a failed message is logged and dropped.
+        `broadcast`: every process gets every message; no retries, a failed message is logged and dropped. Where a
+        process is in the topic is kept in a file on its host (`~/.rocketmq_offsets`), one for each of `--processes`.
         `concurrency`: functions running at once in this process (default 20; ordered: one a queue at most).
         `max_retries`: deliveries after the first before the dead letter queue (default 16; ordered: no end).
         `from_where`: where a group without a stored position begins: `"LAST"` (what arrives from now on; RocketMQ
