@@ -51,6 +51,18 @@ def rocketq(workshop: Path) -> Iterator[Rocketq]:
     server.stop()
 
 
+def _start_client(name: str, directory: Path) -> Peer:
+    """`name`: one of CLIENTS, perhaps with `-tls` or `-binary`, or mqadmin."""
+    if name == "mqadmin":
+        return java_peer(SERVER_VERSION, directory, kind="server")
+    make, *rest = name.split("-")
+    if make == "java":
+        return java_peer(rest[0], directory, variant="".join(rest[1:]))
+    if make == "go":
+        return go_peer(directory)
+    return rocketq_peer(directory, variant="".join(rest))
+
+
 @pytest.fixture(scope="session")
 def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
     """Gives the client of that name, started when it is first asked for."""
@@ -59,14 +71,7 @@ def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
     def get(name: str) -> Peer:
         if name not in running:
             try:
-                if name == "go":
-                    running[name] = go_peer(workshop / "clients")
-                elif name == "rocketq":
-                    running[name] = rocketq_peer(workshop / "clients")
-                elif name == "mqadmin":
-                    running[name] = java_peer(SERVER_VERSION, workshop / "clients", "server")
-                else:
-                    running[name] = java_peer(name.removeprefix("java-"), workshop / "clients")
+                running[name] = _start_client(name, workshop / "clients")
             except PeerMissing as reason:
                 _missing(reason)
         return running[name]

@@ -113,7 +113,7 @@ class Peer:
         with self._changed:
             self._changed.wait_for(lambda: number in self._replies or not self._reader.is_alive(), timeout)
             reply = self._replies.pop(number, None)
-        if reply is None and self.name == "rocketq":
+        if reply is None and self.name.startswith("rocketq"):
             self._process.send_signal(signal.SIGUSR1)
             time.sleep(1)
         assert reply is not None, f"{self.name} did not answer {line[:300]}: {self.log()}"
@@ -164,7 +164,11 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def java_peer(version: str, directory: Path, kind: str = "client") -> Peer:
+#: What a client may be asked to do differently: the binary header encoding, TLS (without verifying).
+VARIANTS = {"": {}, "binary": {"rocketmq.serialize.type": "ROCKETMQ"}, "tls": {"tls.enable": "true"}}
+
+
+def java_peer(version: str, directory: Path, *, kind: str = "client", variant: str = "") -> Peer:
     """The Java client of that version; of kind "server" it has mqadmin as well."""
     libraries = jars(kind, version)
     source = HERE / "java" / "Peer.java"
@@ -180,10 +184,11 @@ def java_peer(version: str, directory: Path, kind: str = "client") -> Peer:
         "rocketmq.client.localOffsetStoreDir": directory / f"offsets-{version}",
         "rocketmq.client.rebalance.waitInterval": 1000,
         "rocketmq.client.rebalance.lockInterval": 1000,
+        **VARIANTS[variant],
     }
     options = ["-Xms32m", "-Xmx256m", *JVM, *(f"-D{key}={value}" for key, value in settings.items())]
     command = [tool("java"), *options, "-cp", f"{classes}:{libraries}/*", "Peer"]
-    return Peer(f"java-{kind}-{version}", command, directory)
+    return Peer("-".join(filter(None, ("java", kind, version, variant))), command, directory)
 
 
 def go_peer(directory: Path) -> Peer:
@@ -197,10 +202,7 @@ def go_peer(directory: Path) -> Peer:
     return Peer("go", [str(binary)], directory, {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"})
 
 
-def rocketq_peer(directory: Path) -> Peer:
-    return Peer(
-        "rocketq",
-        [sys.executable, str(HERE / "rocketq_peer.py"), str(directory)],
-        directory,
-        {"HOME": str(directory)},
-    )
+def rocketq_peer(directory: Path, *, variant: str = "") -> Peer:
+    """Our client."""
+    command = [sys.executable, str(HERE / "rocketq_peer.py"), variant]
+    return Peer("-".join(filter(None, ("rocketq", variant))), command, directory, {"HOME": str(directory)})

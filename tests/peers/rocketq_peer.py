@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rocketq import AsyncProducer, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
 from rocketq.client import ConsumeResult, RetryLater, SendResult, by_hash
+from rocketq.remoting.tls import TlsConfig
 
 Object = dict[str, Any]
 _saying = threading.Lock()
@@ -71,15 +71,15 @@ def new_message(topic: str, fields: Object) -> Message:
 
 
 class Peer:
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, tls: TlsConfig | None) -> None:
+        self.tls = tls
         self.producers: dict[str, AsyncProducer] = {}
         self.blocking: dict[str, Producer] = {}
         self.consumers: dict[str, PushConsumer] = {}
 
     async def producer(self, namesrv: str) -> AsyncProducer:
         if namesrv not in self.producers:
-            self.producers[namesrv] = AsyncProducer("peer_producers", namesrv)
+            self.producers[namesrv] = AsyncProducer("peer_producers", namesrv, tls=self.tls)
             await self.producers[namesrv].start()
         return self.producers[namesrv]
 
@@ -110,7 +110,7 @@ class Peer:
 
     def send_blocking(self, namesrv: str, messages: list[Message], fields: list[Object]) -> list[Object]:
         if namesrv not in self.blocking:
-            self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv)
+            self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv, tls=self.tls)
         results = []
         for message, own in zip(messages, fields, strict=True):
             queue = MessageQueue(message.topic, own["broker"], own["queue"]) if "queue" in own else None
@@ -132,6 +132,7 @@ class Peer:
             c["group"],
             c["namesrv"],
             handle,
+            tls=self.tls,
             client_id=f"{name}@{c['namesrv']}",
             max_reconsume_times=c.get("max_reconsume"),
             persist_interval=1,
@@ -152,7 +153,7 @@ class Peer:
         return True
 
     def pull_consumer(self, c: Object) -> PullConsumer:
-        options: Object = {"route_refresh": 1, "rebalance_interval": 1}
+        options: Object = {"tls": self.tls, "route_refresh": 1, "rebalance_interval": 1}
         return PullConsumer(c["group"], c["namesrv"], from_where="FIRST", auto_commit=False, **options)
 
     async def poll(self, c: Object) -> Object:
@@ -199,8 +200,8 @@ def report_tasks() -> None:
         task.print_stack(limit=8)
 
 
-async def main(directory: Path) -> None:
-    peer = Peer(directory)
+async def main(variant: str) -> None:
+    peer = Peer(TlsConfig() if variant == "tls" else None)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, report_tasks)
     say({"event": "ready"})
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -218,4 +219,4 @@ async def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(sys.argv[1]))

@@ -35,27 +35,28 @@ def seen(message: Message) -> tuple[object, ...]:
 
 def test_every_client_reads_what_every_client_wrote(server: Server, client: GetClient, name: str) -> None:
     create_topic(server, name)
-    for writer in CLIENTS:
+    everybody = [*CLIENTS, "java-5.4.0-binary"]
+    for writer in everybody:
         fields = {"tag": f"tag-{writer}", "keys": f"key-{writer}", "properties": {"city": "Łódź 東京"}}
         client(writer).send(server, name, plain(6, f"single {writer}", **fields))
         client(writer).send(server, name, plain(6, f"batch {writer}", **fields), how="batch")
         client(writer).send(server, name, [{"body": LARGE + writer.encode(), **fields}])
     read = {}
-    for reader in CLIENTS:
+    for reader in everybody:
         group = f"G_{name}_{reader}".replace(".", "_")
         consumer = client(reader).consume(server, name, group)
-        consumer.wait(13 * len(CLIENTS))
+        consumer.wait(13 * len(everybody))
         read[reader] = sorted(seen(message) for message in consumer.stop())
     wanted = sorted(
         body
-        for writer in CLIENTS
+        for writer in everybody
         for body in (*bodies(6, f"single {writer}"), *bodies(6, f"batch {writer}"), LARGE + writer.encode())
     )
     assert [body for body, *_ in read["java-5.4.0"]] == wanted
     assert {(tag, keys, city) for _, tag, keys, city, *_ in read["java-5.4.0"]} == {
-        (f"tag-{writer}", f"key-{writer}", "Łódź 東京") for writer in CLIENTS
+        (f"tag-{writer}", f"key-{writer}", "Łódź 東京") for writer in everybody
     }
-    for reader in CLIENTS:
+    for reader in everybody:
         assert read[reader] == read["java-5.4.0"], reader
 
 
