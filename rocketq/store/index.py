@@ -35,8 +35,8 @@ _MASK = 0xFFFFFFFF
 _PAGE = 4096
 _SLOTS_PER_PAGE = _PAGE // 4
 
-#: Enter the collected messages when they are this many …
-_MAX_PENDING = 256
+#: Enter the collected messages when they are this many (few, as everybody waits meanwhile) …
+_MAX_PENDING = 64
 #: … and write the slots when so many have changed.
 _MAX_HEADS = 8192
 #: sysFlag bits of a rolled back transactional message, which is not indexed.
@@ -60,11 +60,6 @@ def _hash(text: str) -> int:
     return value
 
 
-#: For the last three characters of unique ids, which count in hexadecimal.
-_counter_hash = lru_cache(maxsize=4096)(_hash)
-_P3 = 31**3
-
-
 def _positive(value: int) -> int:
     """|hash| as the index has it: 0 for the one number that has no positive counterpart."""
     value &= _MASK
@@ -73,16 +68,24 @@ def _positive(value: int) -> int:
     return value
 
 
-@lru_cache(maxsize=4096)
-def _prefix_hash(topic: str, start: str) -> int:
-    """The hash of `topic#start`, made ready for three more characters (hash(ab) = hash(a) * 31^len(b) + hash(b))."""
-    return _hash(f"{topic}#{start}") * _P3
-
-
-@lru_cache(maxsize=4096)
 def key_hash(key: str) -> int:
     """The hash under which the index enters a whole key like `topic#key`."""
     return _positive(_hash(key))
+
+
+# Keys are hashed in parts that repeat: hash(a + b) = hash(a) * 31^length(b) + hash(b).
+_topic_hash = lru_cache(maxsize=16_384)(_hash)
+#: For the last three characters of unique ids, which count in hexadecimal, and for what is before them.
+_counter_hash = lru_cache(maxsize=4096)(_hash)
+_start_hash = lru_cache(maxsize=4096)(_hash)
+_P3 = 31**3
+
+
+@lru_cache(maxsize=4096)
+def _part(text: str) -> tuple[int, int]:
+    """31^length and hash of the last part of a key."""
+    units = len(text) if text.isascii() else len(text.encode("utf-16-be", "surrogatepass")) // 2
+    return pow(31, units, 1 << 32), _hash(text)
 
 
 def index_items(messages: Iterable[Appended]) -> list[tuple[int, int, int]]:
@@ -91,23 +94,25 @@ def index_items(messages: Iterable[Appended]) -> list[tuple[int, int, int]]:
     for message in messages:
         if message.sys_flag & _ROLLBACK == _ROLLBACK:
             continue
-        topic, unique_id, keys, tag = message.topic, message.unique_id, message.keys, message.tag
+        unique_id, keys, tag = message.unique_id, message.keys, message.tag
         offset, timestamp = message.physical_offset, message.store_timestamp
+        topic = _topic_hash(message.topic + "#")
         if unique_id is not None:
-            tail = unique_id[-3:]
-            if len(tail) == 3 and tail.isascii():
-                value = _prefix_hash(topic, unique_id[:-3]) + _counter_hash(tail) & _MASK
-                if value & 0x80000000:
-                    value = _positive(value)
+            if unique_id.isascii() and 3 < len(unique_id) < 256:
+                value = topic * _POWERS[255 - len(unique_id)]
+                value += _start_hash(unique_id[:-3]) * _P3 + _counter_hash(unique_id[-3:])
             else:
-                value = _positive(_hash(f"{topic}#{unique_id}"))
-            items.append((value, offset, timestamp))
+                power, value = _part(unique_id)
+                value += topic * power
+            items.append((_positive(value), offset, timestamp))
         if keys:
             for key in keys.split(" "):
                 if key:
-                    items.append((_positive(_hash(f"{topic}#{key}")), offset, timestamp))
+                    power, value = _part(key)
+                    items.append((_positive(topic * power + value), offset, timestamp))
         if tag:
-            items.append((key_hash(f"{topic}#T#{tag}"), offset, timestamp))
+            power, value = _part("T#" + tag)
+            items.append((_positive(topic * power + value), offset, timestamp))
     return items
 
 
