@@ -33,7 +33,7 @@ EXT_ADDRESS = -(2**31) - 1
 
 #: A queue's unwritten entries are written when they are this many bytes …
 _MAX_TAIL = 64 << 10
-#: … and those of all queues begin to be written, oldest first, when they are this many.
+#: … and those of all queues begin to be written, oldest first, when they are this many; faster at four times that.
 _MAX_PENDING = 4 << 20
 _MAX_OPEN = 64
 
@@ -230,7 +230,7 @@ class ConsumeQueues:
     def relieve(self) -> None:
         """Write the entries of some queues when too many are unwritten: cheap enough for every batch."""
         if self.pending_bytes > _MAX_PENDING:
-            self.flush(4)
+            self.flush(1 if self.pending_bytes < 4 * _MAX_PENDING else 4)
 
     def flush(self, queues: int) -> None:
         """Write the unwritten entries of up to so many queues, those that wait longest first."""
