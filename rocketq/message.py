@@ -171,7 +171,11 @@ class ReceivedMessage:
         self._properties: dict[str, str] | None = None
 
     def __repr__(self) -> str:
-        return f"<ReceivedMessage {self.topic}/{self.queue_id}@{self.queue_offset} id={self.message_id}>"
+        place = f"{self.queue_id}@{self.queue_offset}"
+        try:
+            return f"<ReceivedMessage {self.topic}/{place} id={self.message_id}>"
+        except CorruptRecord as error:
+            return f"<ReceivedMessage damaged {place}: {error}>"
 
     def _locate(self) -> tuple[int, int, int, int, int]:
         """Start and end of body, start and end of topic, start of properties."""
@@ -281,8 +285,11 @@ class ReceivedMessage:
     @property
     def reconsume_times(self) -> int:
         """How often it was delivered and failed before; 0 on the first delivery."""
-        before_body = (self._spans or self._locate())[0]
-        return _INT.unpack_from(self._data, before_body - 16)[0] + self.local_retries  # type: ignore[no-any-return]
+        at = self._start + 72
+        flags = self.sys_flag
+        if flags & (BORN_HOST_V6 | STORE_HOST_V6):
+            at += 12 * (bool(flags & BORN_HOST_V6) + bool(flags & STORE_HOST_V6))
+        return int.from_bytes(self._data[at : at + 4], "big", signed=True) + self.local_retries
 
     @property
     def born_timestamp(self) -> int:

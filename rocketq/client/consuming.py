@@ -97,17 +97,20 @@ class Consuming:
             return False
         dead = level == DEAD_LETTER or message.reconsume_times >= self._send_back.max_reconsume_times
         if dead:
+            times = message.reconsume_times + 1
             log.warning(
-                "group %s: message %s of topic %s goes to the dead letter queue after %d deliveries",
-                self.rules.group,
-                message.message_id,
-                message.topic,
-                message.reconsume_times + 1,
+                "group %s: %s goes to the dead letter queue, delivery %d", self.rules.group, message, times
             )
-        hook = self._on_dead_lettered if dead else self._on_retried
-        if hook is not None:
-            hook(message)
+        self._tell(self._on_dead_lettered if dead else self._on_retried, message)
         return True
+
+    def _tell(self, hook: MessageHook | None, message: ReceivedMessage) -> None:
+        if hook is None:
+            return
+        try:
+            hook(message)
+        except Exception:  # what a hook does wrong must not stop the consumption
+            log.exception("group %s: a hook failed for %s", self.rules.group, message)
 
     def _note(self, call: Call) -> Statistics:
         """Counts a finished call; the statistics of its topic."""
@@ -130,8 +133,7 @@ class Consuming:
             await wait_event(self._ended, left)
 
     def retried(self, message: ReceivedMessage) -> None:
-        if self._on_retried is not None:
-            self._on_retried(message)
+        self._tell(self._on_retried, message)
 
 
 def _level(result: OneResult) -> int:

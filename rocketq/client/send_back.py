@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from rocketq import properties as names
@@ -10,6 +11,7 @@ from rocketq.client.producer import AsyncProducer
 from rocketq.errors import BrokerError, RocketQError
 from rocketq.message import Message, ReceivedMessage
 from rocketq.names import retry_topic
+from rocketq.record import CorruptRecord
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 
@@ -42,20 +44,19 @@ class SendBack:
             await self._to_broker(message, level)
             return True
         except RocketQError as error:
-            log.warning(
-                "group %s: message %s was not taken back, publishing it: %s",
-                self._group,
-                message.message_id,
-                error,
-            )
+            log.warning("group %s: %s was not taken back, publishing it: %s", self._group, message, error)
         try:
             await self._publish(message, level)
             return True
         except RocketQError as error:
-            log.warning("group %s: message %s cannot be handed back: %s", self._group, message.message_id, error)
+            log.warning("group %s: %s cannot be handed back: %s", self._group, message, error)
         return False
 
     async def _to_broker(self, message: ReceivedMessage, level: int) -> None:
+        unique_id: str | None = None
+        topic: str | None = None
+        with contextlib.suppress(CorruptRecord):  # the broker needs neither of them
+            unique_id, topic = message.message_id, message.topic
         address = self._instance.routes.master(message.broker_name)
         if address is None:
             host, port = message.store_host
@@ -64,8 +65,8 @@ class SendBack:
             offset=message.physical_offset,
             group=self._group,
             delay_level=level,
-            origin_msg_id=message.message_id,
-            origin_topic=message.topic,
+            origin_msg_id=unique_id,
+            origin_topic=topic,
             unit_mode=False,
             max_reconsume_times=self.max_reconsume_times,
             bname=message.broker_name,

@@ -497,6 +497,33 @@ def test_a_topic_that_does_not_exist_yet_is_waited_for(namesrv: str) -> None:
     asyncio.run(main())
 
 
+def test_hooks_that_raise_do_not_stop_the_consumption(namesrv: str) -> None:
+    topic = fresh("Hooks")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a hook")
+
+    async def main() -> None:
+        collector = Collector(lambda messages: RetryLater(1) if messages[0].body == b"bad" else None)
+        consumer = PushConsumer(
+            fresh("G"),
+            namesrv,
+            collector,
+            from_where="FIRST",
+            concurrency=1,
+            on_retried=broken,
+            on_dead_lettered=broken,
+            on_rebalanced=broken,
+        )
+        consumer.subscribe(topic)
+        await publish(namesrv, topic, "bad", *["good"] * 8)
+        async with consumer:
+            await until(lambda: collector.bodies.count("good") == 8)
+            await until(lambda: all(not len(one.process) for one in consumer.assigned.values()))
+
+    asyncio.run(main())
+
+
 def test_bad_settings_are_refused_before_anything_happens(namesrv: str) -> None:
     async def handler(messages: list[ReceivedMessage]) -> HandlerResult:
         return None

@@ -100,3 +100,13 @@ def test_damaged_bytes_raise_nothing_but_corrupt_record(data: st.DataObject) -> 
             _ = (message.message_id, message.born_host, message.store_timestamp)
     except CorruptRecord:
         pass
+
+
+def test_a_damaged_message_can_still_be_shown_and_handed_back() -> None:
+    raw = bytearray(record(properties=b"TAGS\x01a\x02"))
+    raw[84:88] = b"\x7f\xff\xff\xff"  # the length of the body
+    (message,) = decode_messages(bytes(raw))
+    assert "damaged" in repr(message)
+    assert (message.physical_offset, message.reconsume_times) == (0, 0)
+    with pytest.raises(CorruptRecord):
+        _ = message.body
