@@ -178,7 +178,6 @@ def test_a_query_looks_into_older_index_files_and_at_times(opened):
     for n in range(200):
         clock["now"] += 1000
         send(store, body=b"%d" % n, keys=f"k{n % 100}")
-    assert len(store.index.files) <= 1
     assert query(store, "k5") == [b"105", b"5"]
     assert len(store.index.files) > 3
     middle = 1_000_000_000_000 + 100_000
