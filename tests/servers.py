@@ -38,7 +38,8 @@ class ServerProcess:
             env={**os.environ, **(env or {})},
         )
         self.errors: list[str] = []
-        threading.Thread(target=self._read_errors, daemon=True).start()
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         match = READY.search(line)
@@ -71,8 +72,9 @@ class ServerProcess:
     ) -> None:
         if self.process.poll() is None:
             self.kill()
+        self._reader.join(5.0)  # a grandchild may hold the pipe open; closing it then would wait for ever
         for pipe in (self.process.stdout, self.process.stderr):
-            if pipe is not None:
+            if pipe is not None and not self._reader.is_alive():
                 pipe.close()
 
 
