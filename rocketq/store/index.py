@@ -91,28 +91,38 @@ def _part(text: str) -> tuple[int, int]:
 def index_items(messages: Iterable[Appended]) -> list[tuple[int, int, int]]:
     """(hash, physical offset, store time) of every key of messages, in the order of their entries."""
     items = []
+    topic = start = tag = None  # of the message before: mostly they are the same
+    topic_hash = start_hash = start_power = tag_hash = tag_power = 0
     for message in messages:
         if message.sys_flag & _ROLLBACK == _ROLLBACK:
             continue
-        unique_id, keys, tag = message.unique_id, message.keys, message.tag
         offset, timestamp = message.physical_offset, message.store_timestamp
-        topic = _topic_hash(message.topic + "#")
+        if message.topic != topic:
+            topic = message.topic
+            topic_hash = _topic_hash(topic + "#")
+        unique_id, keys = message.unique_id, message.keys
         if unique_id is not None:
             if unique_id.isascii() and 3 < len(unique_id) < 256:
-                value = topic * _POWERS[255 - len(unique_id)]
-                value += _start_hash(unique_id[:-3]) * _P3 + _counter_hash(unique_id[-3:])
+                if unique_id[:-3] != start:
+                    start = unique_id[:-3]
+                    start_hash = _start_hash(start) * _P3
+                    start_power = _POWERS[255 - len(unique_id)]
+                value = topic_hash * start_power + start_hash + _counter_hash(unique_id[-3:]) & _MASK
             else:
                 power, value = _part(unique_id)
-                value += topic * power
-            items.append((_positive(value), offset, timestamp))
+                value = topic_hash * power + value & _MASK
+            items.append((value if value < 0x80000000 else _positive(value), offset, timestamp))
         if keys:
             for key in keys.split(" "):
                 if key:
                     power, value = _part(key)
-                    items.append((_positive(topic * power + value), offset, timestamp))
-        if tag:
-            power, value = _part("T#" + tag)
-            items.append((_positive(topic * power + value), offset, timestamp))
+                    items.append((_positive(topic_hash * power + value), offset, timestamp))
+        if message.tag:
+            if message.tag != tag:
+                tag = message.tag
+                tag_power, tag_hash = _part("T#" + tag)
+            value = topic_hash * tag_power + tag_hash & _MASK
+            items.append((value if value < 0x80000000 else _positive(value), offset, timestamp))
     return items
 
 
