@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apache import Apache
+from apache import Apache, PeerMissing, tool
+from conftest import missing
 from ours import Rocketq
 from peer import Peer
 from scenarios import bodies, plain
@@ -22,9 +22,10 @@ GetClient = Callable[[str], Peer]
 @pytest.fixture
 def enforcing(tmp_path: Path) -> Iterator[Rocketq]:
     """Our server, which speaks nothing but TLS."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("the openssl program is not installed")
+    try:
+        openssl = tool("openssl")
+    except PeerMissing as reason:
+        missing(reason)
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
     subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
