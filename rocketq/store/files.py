@@ -20,7 +20,6 @@ log = logging.getLogger("rocketq.store")
 Buffer = bytes | bytearray | memoryview
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_IOV_MAX = 1000
 
 
 class Files(Protocol):
@@ -87,17 +86,8 @@ class OsFiles:
             written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
     def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
-        """Write all of the non-empty `buffers`, one after the other."""
-        for first in range(0, len(buffers), _IOV_MAX):
-            some = buffers if len(buffers) <= _IOV_MAX else buffers[first : first + _IOV_MAX]
-            total = sum(map(len, some))
-            if hasattr(os, "pwritev"):
-                written = os.pwritev(fd, some, offset)
-            else:
-                written = 0
-            if written < total:
-                self.pwrite(fd, memoryview(b"".join(some))[written:], offset + written)
-            offset += total
+        """Write all of `buffers`, one after the other. Joining hundreds of small ones is faster than a long vector."""
+        self.pwrite(fd, b"".join(buffers), offset)
 
     def allocate(self, fd: int, size: int) -> None:
         """Make the file `size` bytes long with its blocks reserved, so that writing into it cannot fill the disk.
