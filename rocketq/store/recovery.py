@@ -13,7 +13,8 @@ zeros, and nothing behind them            the regular end
 something that is no record, and no       a torn tail: the last batch was being written. It is cut off; nobody
 record behind it                          got an answer for it, or its loss is what ASYNC_FLUSH allows
 a gap: a record, or a disk sector of it,  pages that never reached the disk when the power failed; it can only
-is zeros, and records are behind it       be in what was not flushed. Cut at the gap, with an error in the log
+is zeros, and records are behind it,      be in what was not flushed. Cut at the gap, with an error in the log
+after an unclean stop
 anything else that is no record, and      damage to data that was on disk. The store does not open: going on
 records are behind it                     would silently drop acknowledged messages. The error names file and
                                           offset and says what can be done
@@ -450,13 +451,15 @@ def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery) -
     if file is None:
         return
     behind = scan.next_record(end)
-    if behind is not None and not scan.is_gap(end, behind):
-        raise StoreError(
-            f"{file.path} is damaged at byte {end - file.start} (offset {end}): {scan.problem}; from offset {behind} "
+    if behind is not None and (report.clean or not scan.is_gap(end, behind)):
+        text = (
+            f"{file.path} is damaged at byte {end - file.start} (offset {end}): {scan.problem or 'zeros'}; from offset {behind} "
             f"on there are good records again. The store stays closed, because to go on would drop acknowledged "
             f"messages. Restore the file from a copy; or give up everything from there on with: python -c "
             f'"from rocketq.store import cut; cut({commit_log.directory!r}, {end})"'
         )
+        log.error("%s", text)
+        raise StoreError(text)
     used = _used_end(commit_log, files, end)
     if used == end:
         return

@@ -111,7 +111,7 @@ class MessageStore(Reader):
     # opening and closing
 
     def open(self) -> Recovery:
-        """Take the directory, recover what is in it, and begin to serve.
+        """Take the directory, recover what is in it, and begin to serve. Once per object: make a new one to try again.
 
         Raises StoreLocked (naming the owner's pid), StoreFull, or StoreError when the disk fails or the log is
         damaged (see :mod:`rocketq.store.recovery`); the store is closed then.

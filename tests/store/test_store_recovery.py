@@ -137,7 +137,7 @@ def test_a_tail_that_is_torn_at_any_byte_is_cut(opened, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_damage_in_the_middle_keeps_the_store_shut_and_says_where(opened, clean):
+def test_damage_in_the_middle_keeps_the_store_shut_and_says_where(opened, clean, caplog):
     store = opened()
     fill(store, 60)
     (offset, size, _) = store.consume_entry("T", 0, 5)
@@ -149,6 +149,7 @@ def test_damage_in_the_middle_keeps_the_store_shut_and_says_where(opened, clean)
     with pytest.raises(StoreError) as caught:
         opened()
     assert f"{log_path(opened)} is damaged at byte {offset} (offset {offset})" in str(caught.value)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [str(caught.value)]
     assert log_path(opened).read_bytes() == before
     assert (opened.directory / "abort").exists() != clean
     cut(str(opened.directory / "commitlog"), offset)
@@ -187,6 +188,18 @@ def test_pages_that_the_disk_lost_with_the_power_are_a_gap_and_the_rest_is_cut(o
     after = everything(store)
     opened.crash(store)
     assert everything(opened()) == after
+
+
+def test_a_gap_after_an_orderly_stop_is_damage(opened):
+    store = opened()
+    fill(store, 200)
+    (offset, _, _) = store.consume_entry("T", 2, 64)
+    store.close()
+    (opened.directory / "checkpoint").unlink()
+    assert offset > 16_384  # in the file that is checked after an orderly stop
+    patch(log_path(opened, offset - offset % 16_384), offset % 16_384, bytes(600))
+    with pytest.raises(StoreError, match=f"offset {offset}"):
+        opened()
 
 
 def test_rubbish_behind_the_end_is_never_mistaken_for_messages(opened):
