@@ -309,12 +309,13 @@ def _decode_binary(header: bytes, body: bytes) -> Command:
 
 
 class _Layout(NamedTuple):
-    """Where the entries of one ``extFields`` lay: a client's requests of one kind mostly have the same places."""
+    """Where the entries of one ``extFields`` lay: a client's requests of one kind mostly have the same places.
 
-    unpack: Callable[[bytes, int], tuple[Any, ...]]
-    key_lengths: tuple[int, ...]
-    keys: tuple[bytes, ...]
-    value_lengths: tuple[int, ...]
+    `marks` are the bytes before each value: the key with its length, and the value's length.
+    """
+
+    unpack: Callable[[bytes, int], tuple[bytes, ...]]
+    marks: tuple[bytes, ...]
     names: tuple[str, ...]
 
 
@@ -329,35 +330,38 @@ def _by_layout(code: int, header: bytes, offset: int, ext_length: int) -> dict[s
     layout = _layouts.get((code, ext_length))
     if layout is None:
         return None
-    pieces = layout.unpack(header, offset)
-    if pieces[1::4] != layout.keys or pieces[2::4] != layout.value_lengths or pieces[::4] != layout.key_lengths:
+    unpack, marks, names = layout
+    pieces = unpack(header, offset)
+    if pieces[::2] != marks:
         return None
-    return dict(zip(layout.names, [value.decode() for value in pieces[3::4]], strict=True))
+    return dict(zip(names, map(bytes.decode, pieces[1::2])))  # noqa: B905 - strict costs, and they are as many
 
 
 def _binary_ext(code: int, header: bytes, offset: int, end: int) -> dict[str, str]:
     """The entries one by one."""
     ext: dict[str, str] = {}
     begin = offset
-    places = []
+    marks, form = [], ">"
     while offset < end:
-        (key_length,) = _SHORT.unpack_from(header, offset)
-        name = _text(header, offset + 2, key_length, "key")
-        offset += 2 + key_length
+        mark = offset
+        (length,) = _SHORT.unpack_from(header, offset)
+        key = _text(header, offset + 2, length, "key")
+        offset += 2 + length
         (length,) = _INT.unpack_from(header, offset)
-        value = _text(header, offset + 4, length, "value")
-        places.append((key_length, header[offset - key_length : offset], length, name))
-        offset += 4 + length
+        offset += 4
+        value = _text(header, offset, length, "value")
+        marks.append(header[mark:offset])
+        form += f"{offset - mark}s{length}s"
+        offset += length
         if length:
-            ext[name] = value
+            ext[key] = value
     if offset != end:
         raise ProtocolError("binary header: an entry of extFields exceeds them")
-    whole = len(ext) == len(places)  # no name twice, no value empty
+    whole = len(ext) == len(marks)  # no name twice, no value empty
     if ext and whole and end - begin <= _MAX_LAYOUT_LENGTH and (code, end - begin) not in _layouts:
         if len(_layouts) >= _MAX_LAYOUTS:
             _layouts.clear()
-        form = "".join(f"h{key_length}si{length}s" for key_length, _, length, _ in places)
-        _layouts[code, end - begin] = _Layout(struct.Struct(f">{form}").unpack_from, *zip(*places, strict=True))
+        _layouts[code, end - begin] = _Layout(struct.Struct(form).unpack_from, tuple(marks), tuple(ext))
     return ext
 
 
