@@ -454,9 +454,9 @@ def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery) -
     if behind is not None and (report.clean or not scan.is_gap(end, behind)):
         text = (
             f"{file.path} is damaged at byte {end - file.start} (offset {end}): {scan.problem or 'zeros'}; "
-            f"from offset {behind} on there are good records again. The store stays closed, because "
-            f"to go on would drop acknowledged messages. Restore the file from a copy; or give up everything from there on with: python -c "
-            f'"from rocketq.store import cut; cut({commit_log.directory!r}, {end})"'
+            f"from offset {behind} on there are good records again. The store stays closed, because to go on would "
+            f"drop acknowledged messages. Restore the file from a copy; or give up everything from there on with: "
+            f'python -c "from rocketq.store import cut; cut({commit_log.directory!r}, {end})"'
         )
         log.error("%s", text)
         raise StoreError(text)
