@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import msgspec
+
 from rocketq.config import BrokerConfig, NamesrvConfig
 from rocketq.errors import RocketQError
 
@@ -214,7 +216,7 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("", "0.0.0.0", "::") else host
 
 
-async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
+async def _serve(name: str, parts: Sequence[Part], supervised: bool, as_json: bool) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -232,8 +234,13 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool) -> None:
             if not await _started(part, stopped):
                 return
             running.push_async_callback(part.stop)
-        words = " ".join(part.describe() for part in parts)
-        print(f"rocketq {name} ready {words} pid={os.getpid()}", flush=True)  # noqa: T201
+        words = " ".join([*(part.describe() for part in parts), f"pid={os.getpid()}"])
+        if as_json:
+            said = dict(word.split("=", 1) for word in words.split())
+            line = msgspec.json.encode({"ready": name, **said, "pid": os.getpid()}).decode()
+        else:
+            line = f"rocketq {name} ready {words}"
+        print(line, flush=True)  # noqa: T201
         await stopped.wait()
 
 
@@ -259,14 +266,16 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> 
         stop()
 
 
-def run(name: str, parts: Callable[[], Sequence[Part]], *, supervised: bool = False) -> None:
-    """Run the parts until SIGTERM or SIGINT; `supervised`: also until stdin closes.
+def run(
+    name: str, parts: Callable[[], Sequence[Part]], *, supervised: bool = False, as_json: bool = False
+) -> None:
+    """Run the parts until SIGTERM or SIGINT; `supervised`: also until stdin closes. `as_json`: so is the ready line.
 
     Raises RocketQError when a part does not start; those that did are stopped then.
     """
 
     async def main() -> None:
-        await _serve(name, parts(), supervised)
+        await _serve(name, parts(), supervised, as_json)
 
     _run_loop(main())
 
@@ -280,24 +289,24 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
-def run_namesrv(config: NamesrvConfig) -> None:
+def run_namesrv(config: NamesrvConfig, *, as_json: bool = False) -> None:
     """`rocketq namesrv`."""
-    run("namesrv", lambda: [NameServerPart(config)])
+    run("namesrv", lambda: [NameServerPart(config)], as_json=as_json)
 
 
-def run_broker(config: BrokerConfig, *, supervised: bool = False) -> None:
+def run_broker(config: BrokerConfig, *, supervised: bool = False, as_json: bool = False) -> None:
     """`rocketq broker`."""
-    run("broker", lambda: [BrokerPart(config)], supervised=supervised)
+    run("broker", lambda: [BrokerPart(config)], supervised=supervised, as_json=as_json)
 
 
-def run_server(namesrv: NamesrvConfig, broker: BrokerConfig) -> None:
+def run_server(namesrv: NamesrvConfig, broker: BrokerConfig, *, as_json: bool = False) -> None:
     """`rocketq server`: both in this process."""
 
     def parts() -> list[Part]:
         first = NameServerPart(namesrv)
         return [first, BrokerPart(broker, lambda: first.address)]
 
-    run("server", parts)
+    run("server", parts, as_json=as_json)
 
 
 def run_server_processes(
@@ -305,6 +314,8 @@ def run_server_processes(
     names: Sequence[str],
     command: Callable[[int, int, str], list[str]],
     ports: Sequence[int],
+    *,
+    as_json: bool = False,
 ) -> None:
     """`rocketq server --brokers N`: the NameServer here, every broker in a process.
 
@@ -315,4 +326,4 @@ def run_server_processes(
         first = NameServerPart(namesrv)
         return [first, BrokerProcesses(names, lambda index, port: command(index, port, first.address), ports)]
 
-    run("server", parts)
+    run("server", parts, as_json=as_json)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rocketq.cli.output import print_json
 from rocketq.config import BrokerConfig, Config, NamesrvConfig, load, parse_settings
 from rocketq.errors import ConfigError
 
@@ -35,6 +36,7 @@ def _daemon_options(function: _F) -> _F:
             help="One setting, over the file's; repeatable.",
         ),
         click.option("-p", "--print-config", is_flag=True, help="Print the settings and exit."),
+        click.option("--json", "as_json", is_flag=True, help="Print the ready line, or the settings, as JSON."),
     ):
         function = option(function)
     return function
@@ -51,10 +53,13 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _print(*configs: Config) -> None:
-    for config in configs:
-        for key, value in config.as_properties().items():
-            click.echo(f"{key}={value}")
+def _print(config: Config, as_json: bool) -> None:
+    settings = config.as_properties()
+    if as_json:
+        print_json(settings)
+        return
+    for key, value in settings.items():
+        click.echo(f"{key}={value}")
 
 
 @click.command(short_help="Run a NameServer and a broker.")
@@ -78,6 +83,7 @@ def server(
     brokers: int,
     settings: tuple[str, ...],
     print_config: bool,
+    as_json: bool,
     log_level: str,
 ) -> None:
     """Run a NameServer and a broker in one process, everything they keep under one directory.
@@ -125,10 +131,10 @@ def server(
         },
     )
     if print_config:
-        _print(config)
+        _print(config, as_json)
         return
     if brokers == 1:
-        daemons.run_server(namesrv_config, config)
+        daemons.run_server(namesrv_config, config, as_json=as_json)
         return
     base = "broker" if config.broker_name == "broker-0" else config.broker_name
     names = [f"{base}-{index}" for index in range(brokers)]
@@ -150,7 +156,7 @@ def server(
         return [*line, "--name", names[index], "--data", str(directory / names[index])]
 
     ports = [first + _PORT_STEP * index if first else 0 for index in range(brokers)]
-    daemons.run_server_processes(namesrv_config, names, command, ports)
+    daemons.run_server_processes(namesrv_config, names, command, ports, as_json=as_json)
 
 
 @click.command(short_help="Run a NameServer.")
@@ -166,6 +172,7 @@ def namesrv(
     data: Path | None,
     settings: tuple[str, ...],
     print_config: bool,
+    as_json: bool,
     log_level: str,
 ) -> None:
     """Run a NameServer: brokers register with it, clients learn from it where topics are.
@@ -182,9 +189,9 @@ def namesrv(
         overrides["kv_config_path"] = str(data / "kvConfig.json")
     config = load(NamesrvConfig, config_file, overrides=overrides)
     if print_config:
-        _print(config)
+        _print(config, as_json)
         return
-    daemons.run_namesrv(config)
+    daemons.run_namesrv(config, as_json=as_json)
 
 
 @click.command(short_help="Run a broker.")
@@ -208,6 +215,7 @@ def broker(
     supervised: bool,
     settings: tuple[str, ...],
     print_config: bool,
+    as_json: bool,
     log_level: str,
 ) -> None:
     """Run a broker: it stores messages and hands them out. An Apache broker.conf works as --config.
@@ -224,6 +232,6 @@ def broker(
         overrides["store_path_root_dir"] = str(data)
     config = load(BrokerConfig, config_file, overrides=overrides)
     if print_config:
-        _print(config)
+        _print(config, as_json)
         return
-    daemons.run_broker(config, supervised=supervised)
+    daemons.run_broker(config, supervised=supervised, as_json=as_json)

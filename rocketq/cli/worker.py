@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 import rocketq
 from rocketq import signals
+from rocketq.cli.output import json_option
 from rocketq.embedded import EmbeddedServer, end_with_parent
 from rocketq.errors import ConfigError, RocketQError
 from rocketq.worker import Worker, leave, load_app, run
@@ -54,6 +56,7 @@ Exit codes:
               help="Data directory of the embedded server.  [default: a temporary one]")  # fmt: skip
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
               show_default=True, help="How much is logged, to stderr.")  # fmt: skip
+@json_option
 @click.option("--supervised", type=int, hidden=True)
 def worker(
     target: str,
@@ -67,6 +70,7 @@ def worker(
     embedded: bool,
     data: Path | None,
     log_level: str,
+    as_json: bool,
     supervised: int | None,
 ) -> None:
     """Run the consumer functions of an application.
@@ -93,7 +97,8 @@ def worker(
                 stack.close()
                 sys.exit(CRASHED)
             where = "a temporary directory" if data is None else str(data)
-            click.echo(f"embedded server: namesrv={namesrv}, data in {where}")
+            if not as_json:
+                click.echo(f"embedded server: namesrv={namesrv}, data in {where}")
         if namesrv:
             os.environ["ROCKETQ_NAMESRV"] = namesrv
         if supervised is None and (processes > 1 or reload):
@@ -103,6 +108,8 @@ def worker(
                 command += ["--group", group]
             if create_topics or embedded:
                 command.append("--create-topics")
+            if as_json:
+                command.append("--json")
             if namesrv:
                 command += ["--namesrv", namesrv]
             watcher = SourceWatcher(Path.cwd()) if reload else None
@@ -120,11 +127,11 @@ def worker(
                 "create_topics": create_topics or embedded,
                 "member": supervised or 0,
             }
-            code = run_here(target, namesrv, options)
+            code = run_here(target, namesrv, options, as_json)
     leave(code)
 
 
-def run_here(target: str, namesrv: str | None, options: dict[str, Any]) -> int:
+def run_here(target: str, namesrv: str | None, options: dict[str, Any], as_json: bool) -> int:
     """Load the application and run its worker in this process; returns the exit code."""
     try:
         app = load_app(target)
@@ -140,14 +147,16 @@ def run_here(target: str, namesrv: str | None, options: dict[str, Any]) -> int:
 
     def make() -> Worker:
         made = Worker(app, **options)
-        if made.member == 0:
+        if made.member == 0 and not as_json:
             click.echo(describe(made))
         return made
 
-    def ready(app: object, *, worker: Worker) -> None:
-        click.echo(f"rocketq worker ready app={app_name} consumers={len(worker.consumers)} pid={os.getpid()}")
+    def ready(_: object, *, worker: Worker) -> None:
+        if as_json:
+            click.echo(msgspec.json.encode(as_value(worker)))
+        else:
+            click.echo(f"rocketq worker ready app={app.name} consumers={len(worker.consumers)} pid={os.getpid()}")
 
-    app_name = app.name
     signals.worker_ready.connect(ready, sender=app)
     try:
         return run(make)
@@ -160,6 +169,25 @@ def run_here(target: str, namesrv: str | None, options: dict[str, Any]) -> int:
     except Exception:  # the last boundary of the process
         logging.getLogger("rocketq.worker").exception("the worker ends")
         return CRASHED
+
+
+def as_value(worker: Worker) -> dict[str, Any]:
+    """Banner and ready line for programs."""
+    consumers = [
+        {
+            "topic": consumer.topic,
+            "tag": consumer.tag,
+            "group": consumer.group,
+            "function": consumer.name,
+            "async": consumer.is_async,
+            "ordered": consumer.ordered,
+            "broadcast": consumer.broadcast,
+            "concurrency": consumer.concurrency or worker.concurrency,
+        }
+        for consumer in worker.consumers
+    ]
+    app = worker.app
+    return {"ready": "worker", "app": app.name, "namesrv": app.namesrv, "pid": os.getpid(), "consumers": consumers}
 
 
 def describe(worker: Worker) -> str:

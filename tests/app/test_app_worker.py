@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -42,6 +43,27 @@ async def loop(data: dict, message: ReceivedMessage): write(f"loop {data['n']} {
         assert text in worker.output
     assert worker.stop() == 0
     assert len(worker.lines()) == 3
+
+
+def test_with_json_one_line_says_what_is_consumed_from_where(app: RocketQ, make_worker: MakeWorker) -> None:
+    worker = make_worker(
+        """
+@app.consumer("both", "a", ordered=True)
+def work(body: str): write(body)
+""",
+        "--json",
+    )
+    wait_until(lambda: '"ready":"worker"' in worker.output, what="the worker's ready line")
+    (said,) = [json.loads(line) for line in worker.output.splitlines() if line.startswith("{")]
+    (consumer,) = said["consumers"]
+    assert (said["namesrv"], said["pid"]) == (app.namesrv, worker.process.pid)
+    assert (consumer["topic"], consumer["tag"], consumer["ordered"], consumer["async"]) == (
+        "both",
+        "a",
+        True,
+        False,
+    )
+    assert worker.stop() == 0
 
 
 def test_a_function_that_raises_is_retried_and_then_dead_lettered(app: RocketQ, make_worker: MakeWorker) -> None:

@@ -1,5 +1,6 @@
 """The daemons as real processes."""
 
+import json
 import os
 import re
 import signal
@@ -85,6 +86,22 @@ def test_the_ready_line_is_the_documented_one(tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         process.stdout.close()
+
+
+def test_the_ready_line_and_the_settings_are_json_on_request(tmp_path):
+    arguments = ["server", "--json", "--data", str(tmp_path), "--namesrv-port", "0", "--broker-port", "0"]
+    process = subprocess.Popen([sys.executable, "-m", "rocketq", *arguments], stdout=subprocess.PIPE)
+    try:
+        said = json.loads(process.stdout.readline())
+        assert said["ready"] == "server"
+        assert said["pid"] == process.pid
+        with Admin(said["namesrv"]) as admin:
+            assert [broker.address for broker in admin.brokers()] == [said["broker"]]
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+    assert json.loads(run("broker", "--json", "-p", "--name", "b").stdout)["brokerName"] == "b"
 
 
 def test_what_was_created_is_there_after_a_restart(tmp_path):
