@@ -6,27 +6,17 @@ They skip where Java, Maven or Go are missing; with ROCKETQ_REQUIRE_PEERS=1, as 
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
-from apache import SERVER_VERSION, Apache, PeerMissing
+from apache import Apache, PeerMissing, missing
 from ours import Rocketq
-from peer import Peer, go_peer, java_peer, rocketq_peer
+from peer import Peer, start_client
 from wire import Server
 
-CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]
 _numbers = itertools.count(1)
-
-
-def missing(reason: PeerMissing) -> NoReturn:
-    """Skips at home, fails in CI."""
-    if os.environ.get("ROCKETQ_REQUIRE_PEERS") == "1":
-        pytest.fail(f"a real peer is missing: {reason}", pytrace=False)
-    pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")
@@ -52,18 +42,6 @@ def rocketq(workshop: Path) -> Iterator[Rocketq]:
     server.stop()
 
 
-def _start_client(name: str, directory: Path) -> Peer:
-    """`name`: one of CLIENTS, perhaps with `-tls` or `-binary`, or mqadmin."""
-    if name == "mqadmin":
-        return java_peer(SERVER_VERSION, directory, kind="server")
-    make, *rest = name.split("-")
-    if make == "java":
-        return java_peer(rest[0], directory, variant="".join(rest[1:]))
-    if make == "go":
-        return go_peer(directory)
-    return rocketq_peer(directory, variant="".join(rest))
-
-
 @pytest.fixture(scope="session")
 def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
     """Gives the client of that name, started when it is first asked for."""
@@ -72,7 +50,7 @@ def client(workshop: Path) -> Iterator[Callable[[str], Peer]]:
     def get(name: str) -> Peer:
         if name not in running:
             try:
-                running[name] = _start_client(name, workshop / "clients")
+                running[name] = start_client(name, workshop / "clients")
             except PeerMissing as reason:
                 missing(reason)
         return running[name]

@@ -21,12 +21,15 @@ class Rocketq:
         self._config = {"brokerName": "broker-a", **(config or {})}
         self._process: ServerProcess | None = None
 
-    def start(self) -> Rocketq:
-        """Returns when the server has printed its ready line."""
+    def start(self, *, same_ports: bool = False) -> Rocketq:
+        """Returns when the server has printed its ready line. `same_ports`: where it was before it was stopped."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "broker.conf"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._config.items()))
-        ports = ("--namesrv-port", "0", "--broker-port", "0")
+        namesrv, broker = (
+            address.rpartition(":")[2] if same_ports else "0" for address in (self.namesrv, self.broker)
+        )
+        ports = ("--namesrv-port", namesrv, "--broker-port", broker)
         self._process = ServerProcess("server", "--data", self.data, "--config", config, *ports)
         self.namesrv, self.broker = self._process.namesrv, self._process.broker
         return self

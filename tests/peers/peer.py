@@ -21,9 +21,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apache import HERE, JVM, cache_directory, end, jars, run, tool
+from apache import HERE, JVM, SERVER_VERSION, cache_directory, end, jars, run, tool
 from wire import Server, wait_until
 
+CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]
 _numbers = itertools.count(1)
 
 
@@ -206,3 +207,15 @@ def rocketq_peer(directory: Path, *, variant: str = "") -> Peer:
     """Our client."""
     command = [sys.executable, str(HERE / "rocketq_peer.py"), variant]
     return Peer("-".join(filter(None, ("rocketq", variant))), command, directory, {"HOME": str(directory)})
+
+
+def start_client(name: str, directory: Path) -> Peer:
+    """`name`: one of CLIENTS, perhaps with `-tls` or `-binary`, or mqadmin."""
+    if name == "mqadmin":
+        return java_peer(SERVER_VERSION, directory, kind="server")
+    make, *rest = name.split("-")
+    if make == "java":
+        return java_peer(rest[0], directory, variant="".join(rest[1:]))
+    if make == "go":
+        return go_peer(directory)
+    return rocketq_peer(directory, variant="".join(rest))

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import CLIENTS
-from peer import Peer
+from peer import CLIENTS, Peer
 from scenarios import Message, bodies, by_queue, plain, settled
 from wire import Server, create_topic, extent, stored_record, wait_until
 

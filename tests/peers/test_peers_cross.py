@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
-from conftest import CLIENTS
-from peer import Peer
+from peer import CLIENTS, Peer
 from scenarios import Message, bodies, plain, settled
 from wire import Server, create_topic, wait_until
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from apache import Apache, PeerMissing, tool
-from conftest import missing
+from apache import Apache, PeerMissing, missing, tool
 from ours import Rocketq
 from peer import Peer
 from scenarios import bodies, plain
