@@ -19,6 +19,9 @@ from rocketq.remoting.codes import Perm
 from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 
+#: `defaultTopicQueueNums` of producers, Apache's and ours, unless they are told otherwise.
+ASKED_FOR = 4
+
 READ_WRITE = int(Perm.READ | Perm.WRITE)
 INHERITED = int(Perm.READ | Perm.WRITE | Perm.INHERIT)
 
@@ -85,7 +88,8 @@ class Topics:
         """Take in topics that the store has queues of and the file does not name; returns their names.
 
         They were created just before a crash: their messages are in the log, so they must not vanish. How many
-        queues they had is not known; they get no fewer than a send creates, so that a producer's route still holds.
+        queues they had is not known; they get no fewer than producers ask for when a send creates a topic, so that
+        routes which clients know still hold.
         """
         found: dict[str, int] = {}
         for topic, queue_id in queues:
@@ -93,7 +97,7 @@ class Topics:
                 found[topic] = max(found.get(topic, 0), queue_id + 1)
         for topic, used in found.items():
             derived = topic.startswith((names.RETRY_PREFIX, names.DLQ_PREFIX))
-            count = used if derived else max(used, self._config.default_topic_queue_nums)
+            count = used if derived else max(used, min(ASKED_FOR, self._config.default_topic_queue_nums))
             self.table[topic] = TopicConfig(
                 topic_name=topic, read_queue_nums=count, write_queue_nums=count, perm=READ_WRITE
             )

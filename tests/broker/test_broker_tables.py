@@ -77,7 +77,7 @@ def test_a_topic_whose_settings_were_lost_keeps_its_messages(tmp_path: Path) -> 
         for name in ("topics.json", "topics.json.bak"):
             (tmp_path / "config" / name).unlink(missing_ok=True)
         async with running(tmp_path) as (broker, wire):
-            assert broker.topics.table["T"].read_queue_nums == broker.config.default_topic_queue_nums == 8
+            assert broker.topics.table["T"].read_queue_nums == 4
             assert [message.body for message in await wire.messages("T", queue=2)] == [b"kept"]
 
     asyncio.run(main())
