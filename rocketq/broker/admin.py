@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rocketq import javajson, names
@@ -72,7 +73,10 @@ class _Refused(Exception):
 
 
 class Admin:
-    """Serves operators. `booted` is when the broker started, ms since the epoch."""
+    """Serves operators. `booted` is when the broker started, ms since the epoch.
+
+    `announced` waits until NameServers know of changed topics: who creates a topic may send to it at once.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class Admin:
         offsets: Offsets,
         pull: Pull,
         saver: Saver,
+        announced: Callable[[], Awaitable[None]],
         booted: int,
     ) -> None:
         self._config = config
@@ -94,12 +99,13 @@ class Admin:
         self._offsets = offsets
         self._pull = pull
         self._saver = saver
+        self._announced = announced
         self._booted = booted
 
     def handlers(self) -> dict[int, Handler]:
         return {
-            RequestCode.UPDATE_AND_CREATE_TOPIC: self._create_topic,
-            RequestCode.UPDATE_AND_CREATE_TOPIC_LIST: self._create_topics,
+            RequestCode.UPDATE_AND_CREATE_TOPIC: self._announcing(self._create_topic),
+            RequestCode.UPDATE_AND_CREATE_TOPIC_LIST: self._announcing(self._create_topics),
             RequestCode.GET_ALL_TOPIC_CONFIG: self._all_topics,
             RequestCode.GET_TOPIC_CONFIG: self._get_topic,
             RequestCode.DELETE_TOPIC_IN_BROKER: self._delete_topic,
@@ -117,6 +123,15 @@ class Admin:
             RequestCode.CLONE_GROUP_OFFSET: self._clone_offsets,
             RequestCode.QUERY_CONSUME_QUEUE: self._consume_queue,
         }
+
+    def _announcing(self, change: Callable[[Connection, Command], bytes]) -> Handler:
+        """`change`, answered when NameServers know of it."""
+
+        async def after(reply: bytes) -> Reply:
+            await self._announced()
+            return reply
+
+        return lambda connection, request: after(change(connection, request))
 
     # topics
 
@@ -158,7 +173,7 @@ class Admin:
             attributes[key] = value
         return attributes
 
-    def _create_topic(self, connection: Connection, request: Command) -> Reply:
+    def _create_topic(self, connection: Connection, request: Command) -> bytes:
         header = request.header(CreateTopicHeader)
         changes = {}
         for part in (header.attributes or "").split(","):
@@ -185,7 +200,7 @@ class Admin:
         log.info("topic %s created or changed by %s", header.topic, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS, NOT_SET)
 
-    def _create_topics(self, connection: Connection, request: Command) -> Reply:
+    def _create_topics(self, connection: Connection, request: Command) -> bytes:
         body = _json_object(request)
         topics = [TopicConfig.from_json(each) for each in body.get("topicConfigList") or []]
         try:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rocketq.broker")
 
+#: s that the answer to an operator may wait for NameServers
+TOLD = 3.0
 #: s that the first attempts together may take before the broker serves without them
 FIRST_ATTEMPT = 5.0
 #: s that taking leave of all NameServers may take
@@ -50,6 +52,8 @@ class _NameServer:
         self.changed: set[str] | None = None
         self.wake = asyncio.Event()
         self.tried = asyncio.Event()
+        #: it knows every change so far, or does not answer
+        self.settled = asyncio.Event()
         self.failures = 0
 
 
@@ -81,7 +85,16 @@ class Registration:
         names = [topic.topic_name for topic in topic_configs]
         for server in self._servers:
             server.changed = (server.changed or set()).union(names)
+            server.settled.clear()
             server.wake.set()
+
+    async def told(self) -> None:
+        """Wait until the NameServers know every change so far; for one that does not answer, not longer than 3 s."""
+        waiting = [asyncio.ensure_future(server.settled.wait()) for server in self._servers]
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=TOLD)
+            for task in late:
+                task.cancel()
 
     def connection_lost(self, address: str) -> None:
         """The connection to this NameServer is gone, and so is our entry there: register again."""
@@ -116,6 +129,8 @@ class Registration:
                 pause = min(self._period, RETRY * 2 ** min(server.failures, 10))
                 server.failures += 1
             server.tried.set()
+            if server.failures or server.changed is None:
+                server.settled.set()
             if server.failures:
                 await asyncio.sleep(pause)
                 continue

@@ -127,6 +127,7 @@ class Broker:
             self.offsets,
             self.pull,
             self.saver,
+            self._announced,
             booted,
         )
         self.runtime = Runtime(
@@ -272,6 +273,10 @@ class Broker:
         self.sender.forget_topics()
         if self._registration is not None:
             self._registration.changed(topics)
+
+    async def _announced(self) -> None:
+        if self._registration is not None:
+            await self._registration.told()
 
     def _namesrv_lost(self, address: str) -> None:
         if self._registration is not None:

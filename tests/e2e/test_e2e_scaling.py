@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess, wait_until
+from servers import ServerProcess, start_server, wait_until
 
 from rocketq.client import Producer, PushConsumer
 from rocketq.client.admin import Admin
@@ -150,3 +150,11 @@ def test_queues_and_brokers_come_and_go_under_load_and_nothing_is_lost(tmp_path:
             finally:
                 sender.finish()
                 group.finish()
+
+
+def test_a_topic_is_in_the_routes_when_its_creation_is_answered(tmp_path: Path) -> None:
+    with start_server(tmp_path) as server, Admin(server.namesrv) as admin:
+        for number in range(20):
+            name = f"Fresh{number}"
+            admin.create_topic(TopicConfig(topic_name=name, read_queue_nums=2, write_queue_nums=2))
+            assert [data.write_queue_nums for data in admin.route(name).queue_datas] == [2]
