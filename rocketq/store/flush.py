@@ -64,8 +64,9 @@ class Flusher:
                 log.error("%s", self.failure)
                 return
             self.durable = target
-        if self.on_durable is not None:
-            self.on_durable(target)
+        on_durable = self.on_durable
+        if on_durable is not None:
+            on_durable(target)
 
     def _run(self) -> None:
         while not self._stop.is_set():
