@@ -211,6 +211,7 @@ class ConsumeQueues:
         """Add the entries of messages, whose queue offsets follow the queues' last ones; they may be read then."""
         pack = ENTRY.pack
         dirty = self._dirty
+        long: list[Queue] = []
         pending = 0
         for message in batch:
             if message.sys_flag & _PREPARED:
@@ -224,8 +225,10 @@ class ConsumeQueues:
                 queue.dirty = True
                 dirty.append(queue)
             elif len(tail) >= _MAX_TAIL:
-                self._flush_queue(queue)
+                long.append(queue)
         self.pending_bytes += pending
+        for queue in long:  # only now: a write that fails must leave no entry of the batch out
+            self._flush_queue(queue)
 
     def relieve(self) -> None:
         """Write the entries of some queues when too many are unwritten: cheap enough for every batch."""
@@ -344,7 +347,10 @@ class ConsumeQueues:
 
     def delete(self, topic: str) -> None:
         """Forget the queues of a topic and remove their files."""
-        for key in [key for key in self.keys() if key[0] == topic]:
+        keys = [key for key in self.keys() if key[0] == topic]
+        if not keys:  # a topic from elsewhere may be any path
+            return
+        for key in keys:
             self._unloaded.discard(key)
             queue = self.table.pop(key, None) or Queue(*key)
             self._drop_tail(queue, 0)
@@ -384,7 +390,11 @@ class ConsumeQueues:
             self._changed_dirs.update((self.directory, os.path.dirname(directory)))
         self._changed_dirs.add(directory)
         fd = self._files.open(path, create=True)
-        self._files.truncate(fd, self._file_size)
+        try:
+            self._files.truncate(fd, self._file_size)
+        except OSError:
+            self._files.close(fd)
+            raise
         return fd
 
     def _remove_file(self, queue: Queue, file_index: int) -> None:

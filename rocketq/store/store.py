@@ -188,6 +188,8 @@ class MessageStore(Reader):
         try:
             if not self._broken and not self._flusher.failure:
                 self._save_now()
+                if self._broken:
+                    raise StoreError(self._broken)
                 self.log.drop_prepared()
                 self._marks.clear_abort()
         except OSError as error:
@@ -312,7 +314,10 @@ class MessageStore(Reader):
         if self._tail < end:
             self._parts.append(blank(end - self._tail))
         self._next_chunk(end)
+        self._tail = end
         self._room = self.log.room(end)
+        if end + size > self._room:  # a file that was made before, when they were smaller
+            return self._roll(topic, size)
         return end
 
     def _next_chunk(self, offset: int) -> None:
@@ -408,8 +413,9 @@ class MessageStore(Reader):
 
     def _durable(self, offset: int) -> None:
         """On the flusher's thread."""
-        if self.on_durable is not None:
-            self.on_durable(offset)
+        on_durable = self.on_durable
+        if on_durable is not None:
+            on_durable(offset)
 
     def advance(self) -> int:
         """Dispatch what a flush has covered (only with SYNC_FLUSH is there anything); returns `durable_offset`."""

@@ -3,13 +3,14 @@
 import errno
 import os
 import re
+import struct
 import subprocess
 import sys
 import threading
 
 import pytest
 from servers import wait_until
-from store_kit import SMALL, Opener, bodies, send
+from store_kit import HOST, SMALL, Opener, bodies, send
 
 from rocketq.errors import ConfigError, StoreError, StoreFull, StoreLocked
 from rocketq.store import MessageStore, OsFiles, StoreConfig
@@ -172,6 +173,87 @@ def test_index_and_queue_files_that_cannot_be_written_stop_writes_but_lose_nothi
     assert store.writable
     store.close()
     assert bodies(opened()) == sent
+
+
+def test_a_long_queue_that_cannot_be_written_leaves_no_message_of_its_batch_out(opened, disk, monkeypatch):
+    monkeypatch.setattr("rocketq.store.consumequeue._MAX_TAIL", 100)  # 5 entries
+    store = opened(files=disk)
+    sent = [b"%d" % n for n in range(20)]
+    disk.failing = {"pwrite": errno.ENOSPC}
+    disk.pwritev = lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers), offset)  # its blocks are reserved
+    disk.free = 0
+    for n, body in enumerate(sent):
+        send(store, body=body, queue_id=n % 2, write=False)
+    store.write()
+    assert [bodies(store, queue_id=queue_id) for queue_id in (0, 1)] == [sent[::2], sent[1::2]]
+    assert not store.writable
+    disk.failing, disk.free = {}, 1 << 40
+    store.maintain()
+    assert send(store, body=b"after").queue_offset == 10
+    store.close()
+    assert bodies(opened()) == [*sent[::2], b"after"]
+
+
+def test_queue_files_that_cannot_be_forced_to_disk_at_the_end_make_the_stop_an_unclean_one(opened, disk):
+    store = opened(files=disk)
+    send(store)
+    wait_until(lambda: store.durable_offset == store.written_offset)
+    disk.failing = {"fdatasync": errno.EIO}
+    with pytest.raises(StoreError, match="could not be forced to disk"):
+        store.close()
+    opened.stores.clear()
+    assert (opened.directory / "abort").exists()
+    opened()
+    assert not opened.recovery.clean
+
+
+def test_a_message_goes_past_an_empty_file_that_is_too_small_for_it(opened):
+    store = opened()
+    send(store, body=b"before")
+    store.log.prepare_next()  # as `maintain` does ahead of need
+    opened.crash(store)
+    store = opened(mapped_file_size_commit_log=1 << 20)
+    send(store, body=b"x" * 40_000)
+    send(store, body=b"after")
+    assert bodies(store) == [b"before", b"x" * 40_000, b"after"]
+    opened.crash(store)
+    assert bodies(opened(mapped_file_size_commit_log=1 << 20)) == [b"before", b"x" * 40_000, b"after"]
+
+
+def test_a_message_that_cannot_be_packed_does_no_harm_to_the_file_it_would_have_begun(opened):
+    store = opened()
+    while store.log.end == 0 or store.log.end - store.written_offset > 1000:
+        send(store)
+    with pytest.raises(struct.error):
+        store.append(
+            "T",
+            0,
+            b"x" * 2000,
+            "",
+            tag=None,
+            unique_id=None,
+            keys=None,
+            flag=0,
+            sys_flag=0,
+            born_timestamp=0,
+            born_host=HOST,
+            store_host=HOST,
+            reconsume_times=1 << 31,
+        )
+    send(store, body=b"after")
+    count = store.max_offset("T", 0)
+    assert bodies(store)[-1] == b"after"
+    opened.crash(store)
+    assert len(bodies(opened())) == count
+
+
+def test_only_topics_that_have_queues_are_deleted(opened):
+    store = opened()
+    elsewhere = opened.directory / "elsewhere"
+    elsewhere.mkdir()
+    store.delete_topic("../elsewhere")
+    store.delete_topic(str(elsewhere))
+    assert elsewhere.exists()
 
 
 def test_a_failed_flush_ends_writing_for_good(opened, disk):
