@@ -17,6 +17,7 @@ from typing import Protocol
 from rocketq.client.namesrv import AsyncLookup, ServerList, look_up
 from rocketq.client.redis_cache import AsyncRedisRoutes
 from rocketq.client.routes import Known, RouteTable
+from rocketq.client.troubles import Troubles
 from rocketq.client.waiting import wait_event
 from rocketq.errors import ConfigError, RemotingError, RocketQError
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, local_address
@@ -45,6 +46,7 @@ log = logging.getLogger("rocketq.client")
 
 #: After a failure the next try waits so long, doubling up to the regular interval (seconds).
 FIRST_RETRY = 0.5
+FIRST_ROUTE_RETRY = 1.0
 
 
 def new_client_id() -> str:
@@ -128,6 +130,7 @@ class ClientInstance:
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
         self._heartbeat_wish = asyncio.Event()
+        self._troubles = Troubles()
         self.remoting: AsyncClient
         self._names: AsyncLookup
 
@@ -249,17 +252,14 @@ class ClientInstance:
         return not any(isinstance(answer, BaseException) for answer in answers)
 
     async def _keep_routes(self) -> None:
-        pause = self.route_refresh
+        pause, again = self.route_refresh, FIRST_ROUTE_RETRY
         while True:
-            await self._pause(pause)
+            if await wait_event(self._hurry, pause):
+                self._hurry.clear()
             if await self.refresh_routes():
-                pause = self.route_refresh
+                pause, again = self.route_refresh, FIRST_ROUTE_RETRY
             else:
-                pause = min(self.route_refresh, 1.0 if pause == self.route_refresh else pause * 2)
-
-    async def _pause(self, seconds: float) -> None:
-        if await wait_event(self._hurry, seconds):
-            self._hurry.clear()
+                pause, again = min(again, self.route_refresh), min(again * 2, self.route_refresh)
 
     def _connection_lost(self, address: str) -> None:
         if self._users and address not in self._servers.addresses:
@@ -297,11 +297,15 @@ class ClientInstance:
         try:
             answer = await self.remoting.call(address, RequestCode.HEART_BEAT, {}, body, timeout=self.timeout)
         except RemotingError as error:
-            log.info("heartbeat to broker %s failed: %s", address, error)
+            log.log(
+                self._troubles.level(address, logging.INFO), "heartbeat to broker %s failed: %s", address, error
+            )
             return False
         if answer.code != ResponseCode.SUCCESS:
-            log.warning("broker %s refused a heartbeat: code %d %s", address, answer.code, answer.remark)
+            level = self._troubles.level(address)
+            log.log(level, "broker %s refused a heartbeat: code %d %s", address, answer.code, answer.remark)
             return False
+        self._troubles.over(address)
         return True
 
     def heartbeat_soon(self) -> None:
@@ -309,16 +313,14 @@ class ClientInstance:
         self._heartbeat_wish.set()
 
     async def _keep_heartbeats(self) -> None:
-        pause = self.heartbeat_interval
+        pause, again = self.heartbeat_interval, FIRST_RETRY
         while True:
             if await wait_event(self._heartbeat_wish, pause):
                 self._heartbeat_wish.clear()
             if await self.heartbeat():
-                pause = self.heartbeat_interval
+                pause, again = self.heartbeat_interval, FIRST_RETRY
             else:
-                pause = min(
-                    self.heartbeat_interval, FIRST_RETRY if pause == self.heartbeat_interval else pause * 2
-                )
+                pause, again = min(again, self.heartbeat_interval), min(again * 2, self.heartbeat_interval)
 
     # what brokers ask
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 
 from rocketq.client.instance import ClientInstance
+from rocketq.client.troubles import Troubles
 from rocketq.errors import RemotingError
 from rocketq.message import MessageQueue
 from rocketq.remoting.bodies import LockBatchBody, LockBatchResponse
@@ -28,6 +29,7 @@ class Locks:
     def __init__(self, instance: ClientInstance, group: str) -> None:
         self._instance = instance
         self._group = group
+        self._troubles = Troubles()
 
     async def lock(self, queues: Iterable[MessageQueue]) -> set[MessageQueue]:
         """Takes or renews locks; returns the queues that are ours now."""
@@ -59,9 +61,12 @@ class Locks:
                 address, RequestCode.LOCK_BATCH_MQ, {}, self._body(queues), timeout=TIMEOUT
             )
         except RemotingError as error:
-            log.warning("group %s: broker %s does not answer for locks: %s", self._group, address, error)
+            level = self._troubles.level(address)
+            log.log(level, "group %s: broker %s does not answer for locks: %s", self._group, address, error)
             return set()
         if answer.code != ResponseCode.SUCCESS:
-            log.warning("group %s: broker %s gives no locks: %s", self._group, address, answer.remark)
+            level = self._troubles.level(address)
+            log.log(level, "group %s: broker %s gives no locks: %s", self._group, address, answer.remark)
             return set()
+        self._troubles.over(address)
         return set(LockBatchResponse.decode(bytes(answer.body)).queues)

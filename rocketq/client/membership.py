@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rocketq.client.instance import ClientInstance
 from rocketq.client.queue_calls import QueueCalls
 from rocketq.client.rebalance import Strategy
+from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, InvalidMessage, RemotingError, RouteNotFound
 from rocketq.filters import parse_codes, parse_tags
 from rocketq.message import MessageQueue
@@ -66,6 +67,7 @@ class Membership:
         self.strategy = strategy
         self.consume_type = consume_type
         self.subscriptions: dict[str, Subscription] = {}
+        self._troubles = Troubles()
 
     def subscribe(self, topic: str, expression: str) -> None:
         """Raises InvalidMessage for an illegal topic or expression."""
@@ -125,7 +127,7 @@ class Membership:
         return self.strategy(self.instance.client_id, members, known.read_queues)
 
     async def members(self, topic: str) -> list[str] | None:
-        """Client ids of the group, sorted; None when no broker says."""
+        """Client ids of the group, sorted and ours among them; None when no broker says."""
         address = self.instance.routes.some_broker(topic, self.instance.rng)
         if address is None:
             return None
@@ -135,13 +137,20 @@ class Membership:
                 address, RequestCode.GET_CONSUMER_LIST_BY_GROUP, header, timeout=self.instance.timeout
             )
         except RemotingError as error:
-            log.info("group %s: broker %s does not say who its members are: %s", self.group, address, error)
+            level = self._troubles.level(address, logging.INFO)
+            log.log(level, "group %s: broker %s does not say who its members are: %s", self.group, address, error)
             return None
-        if answer.code != ResponseCode.SUCCESS:
-            log.info("group %s: broker %s knows no members: %s", self.group, address, answer.remark)
+        members: list[str] = []
+        if answer.code == ResponseCode.SUCCESS:
+            members = sorted(ConsumerList.decode(bytes(answer.body)).client_ids)
+        if self.instance.client_id not in members:
+            # It has just started, and what it says of the others is not all either: no reason to let queues go.
+            level = self._troubles.level(address, logging.INFO)
+            log.log(level, "group %s: broker %s does not know us: %s", self.group, address, answer.remark)
             self.instance.heartbeat_soon()
             return None
-        return sorted(ConsumerList.decode(bytes(answer.body)).client_ids)
+        self._troubles.over(address)
+        return members
 
     async def first_offset(self, queue: MessageQueue) -> int:
         """Where a group without a stored offset begins in the queue. Raises RocketQError."""

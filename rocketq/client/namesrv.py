@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rocketq.client.routes import Known, RouteTable, limit_queues
+from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, ConnectFailed, RemotingError, RouteNotFound
 from rocketq.names import AUTO_CREATE_TOPIC
 from rocketq.remoting.aio import AsyncClient
@@ -49,18 +50,25 @@ class ServerList:
     def __init__(self, text: str, rng: random.Random) -> None:
         self.addresses = parse_addresses(text)
         self._at = rng.randrange(len(self.addresses))
-        #: Nobody answered the last time; it was said once.
-        self.failing = False
+        self.troubles = Troubles()
 
     @property
     def text(self) -> str:
         return ";".join(self.addresses)
 
+    def answered(self) -> None:
+        """One of them works."""
+        if self.troubles.over("routes") | self.troubles.over("cache"):
+            log.info("a NameServer of %s answers again", self.text)
+
     def attempts(self) -> Iterator[str]:
         """Each address once, beginning with the one in use; going on to the next makes it the one in use."""
-        for _ in self.addresses:
-            yield self.addresses[self._at]
-            self._at = (self._at + 1) % len(self.addresses)
+        first, count = self._at, len(self.addresses)
+        for step in range(count):
+            at = (first + step) % count
+            yield self.addresses[at]
+            if self._at == at:  # else another look-up has gone on already
+                self._at = (at + 1) % count
 
 
 class Ask(NamedTuple):
@@ -102,6 +110,7 @@ def _query(servers: ServerList, topic: str, cached: bool) -> Generator[Step, Ans
             answer = yield Ask(address, topic)
             assert isinstance(answer, Command)
             if answer.code == ResponseCode.TOPIC_NOT_EXIST:
+                servers.answered()
                 return None
             if answer.code != ResponseCode.SUCCESS:
                 raise BrokerError(answer.code, answer.remark, address)
@@ -109,14 +118,20 @@ def _query(servers: ServerList, topic: str, cached: bool) -> Generator[Step, Ans
         except (RemotingError, BrokerError, ValueError) as error:
             failures.append(f"{address}: {error}")
             continue
-        servers.failing = False
+        servers.answered()
         if cached:
             yield CachePut(topic, route.encode(True))
         return route
     remembered = (yield CacheGet(topic)) if cached else None
     if isinstance(remembered, bytes):
-        log.warning("no NameServer of %s answers, using the cached route of topic %s", servers.text, topic)
-        return TopicRoute.decode(remembered)
+        try:
+            route = TopicRoute.decode(remembered)
+        except ValueError as error:
+            failures.append(f"cached route: {error}")
+        else:
+            level = servers.troubles.level("cache")
+            log.log(level, "no NameServer of %s answers, using cached routes (topic %s)", servers.text, topic)
+            return route
     raise ConnectFailed(f"no NameServer answers for the route of topic {topic}: {'; '.join(failures)}")
 
 
@@ -135,9 +150,7 @@ def look_up(
     except ConnectFailed as error:
         if known is None:
             raise
-        level = logging.DEBUG if servers.failing else logging.WARNING
-        log.log(level, "going on with the known routes: %s", error)
-        servers.failing = True
+        log.log(servers.troubles.level("routes"), "going on with the known routes: %s", error)
         return Learned(table.touch(topic, time.monotonic()), False)
     if route is None and publish:
         default = yield from _query(servers, AUTO_CREATE_TOPIC, cached)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from rocketq import javajson
 from rocketq.client.queue_calls import QueueCalls
+from rocketq.client.troubles import Troubles
 from rocketq.errors import RocketQError
 from rocketq.message import MessageQueue
 
@@ -45,6 +46,7 @@ class BrokerOffsets:
         self._zero_if_young = zero_if_young
         self._table: dict[MessageQueue, int] = {}
         self._sent: dict[MessageQueue, int] = {}
+        self._troubles = Troubles()
 
     async def read(self, queue: MessageQueue) -> int | None:
         return await self._calls.committed(queue, zero_if_young=self._zero_if_young)
@@ -64,8 +66,12 @@ class BrokerOffsets:
         try:
             await self._calls.commit(queue, offset, oneway=not wait)
         except RocketQError as error:
-            log.warning("group %s: offset %d of %s is not committed: %s", self._calls.group, offset, queue, error)
+            level = self._troubles.level(queue.broker_name)
+            log.log(
+                level, "group %s: offset %d of %s is not committed: %s", self._calls.group, offset, queue, error
+            )
         else:
+            self._troubles.over(queue.broker_name)
             self._sent[queue] = offset
 
     def forget(self, queue: MessageQueue) -> None:

@@ -12,6 +12,7 @@ from rocketq.client.assigned import Assigned
 from rocketq.client.membership import Membership
 from rocketq.client.process_queue import over_threshold
 from rocketq.client.queue_calls import PullStatus
+from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, RequestTimeout, RocketQError
 from rocketq.remoting.codes import ResponseCode
 
@@ -75,6 +76,7 @@ class Puller:
         self._arrived = arrived
         self._illegal_offset = illegal_offset
         self._statistics = statistics
+        self._troubles = Troubles()
 
     async def run(self, one: Assigned) -> None:
         """Pulls until the queue is dropped. The next pull leaves before the handler sees what the last one brought."""
@@ -102,13 +104,16 @@ class Puller:
             if error.code == ResponseCode.FLOW_CONTROL:
                 return AFTER_FLOW_CONTROL
             if error.code in _UNKNOWN_TO_BROKER:
-                log.info("group %s: the broker of %s has to be told who we are: %s", group, one.queue, error)
+                level = self._troubles.level(one.queue.broker_name, logging.INFO)
+                log.log(level, "group %s: the broker of %s has to be told who we are: %s", group, one.queue, error)
                 self._membership.instance.heartbeat_soon()
                 return AFTER_ERROR
         if isinstance(error, RequestTimeout):
             log.info("group %s: a pull from %s got no answer, pulling again", group, one.queue)
             return 0.0
-        log.warning("group %s: pulling from %s failed, trying again: %s", group, one.queue, error)
+        # a broker that is away is said once, not for each of its queues
+        level = self._troubles.level(one.queue if isinstance(error, BrokerError) else one.queue.broker_name)
+        log.log(level, "group %s: pulling from %s failed, trying again: %s", group, one.queue, error)
         return AFTER_ERROR
 
     async def _pull(self, one: Assigned) -> None:
@@ -125,6 +130,9 @@ class Puller:
             commit_offset=process.commit_offset if rules.commits and process.commit_offset > 0 else None,
             carry_expression=rules.carry_expression,
         )
+        for what in (queue, queue.broker_name):
+            if self._troubles.over(what):
+                log.info("group %s: pulling from %s works again", membership.group, queue)
         if process.dropped:
             return
         if pulled.status is PullStatus.OFFSET_ILLEGAL:

@@ -10,6 +10,7 @@ import logging
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
+from rocketq.client.troubles import Troubles
 from rocketq.errors import ConfigError
 
 log = logging.getLogger("rocketq.client")
@@ -48,6 +49,7 @@ class RedisRoutes:
     def __init__(self, url: str) -> None:
         redis = _module("redis")
         address, self.prefix = _split_url(url)
+        self._troubles = Troubles()
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._redis = redis.from_url(address, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
 
@@ -55,15 +57,23 @@ class RedisRoutes:
         try:
             value: bytes | None = self._redis.get(self.prefix + topic)
         except self._errors as error:
-            log.warning("route cache: cannot read the route of topic %s: %s", topic, error)
+            log.log(
+                self._troubles.level("redis"), "route cache: cannot read the route of topic %s: %s", topic, error
+            )
             return None
+        self._troubles.over("redis")
         return value
 
     def put(self, topic: str, route: bytes) -> None:
         try:
             self._redis.set(self.prefix + topic, route)
         except self._errors as error:
-            log.warning("route cache: cannot publish the route of topic %s: %s", topic, error)
+            log.log(
+                self._troubles.level("redis"),
+                "route cache: cannot publish the route of topic %s: %s",
+                topic,
+                error,
+            )
 
     def close(self) -> None:
         self._redis.close()
@@ -75,6 +85,7 @@ class AsyncRedisRoutes:
     def __init__(self, url: str) -> None:
         redis = _module("redis.asyncio")
         address, self.prefix = _split_url(url)
+        self._troubles = Troubles()
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._redis = redis.from_url(address, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT)
 
@@ -82,15 +93,23 @@ class AsyncRedisRoutes:
         try:
             value: bytes | None = await self._redis.get(self.prefix + topic)
         except self._errors as error:
-            log.warning("route cache: cannot read the route of topic %s: %s", topic, error)
+            log.log(
+                self._troubles.level("redis"), "route cache: cannot read the route of topic %s: %s", topic, error
+            )
             return None
+        self._troubles.over("redis")
         return value
 
     async def put(self, topic: str, route: bytes) -> None:
         try:
             await self._redis.set(self.prefix + topic, route)
         except self._errors as error:
-            log.warning("route cache: cannot publish the route of topic %s: %s", topic, error)
+            log.log(
+                self._troubles.level("redis"),
+                "route cache: cannot publish the route of topic %s: %s",
+                topic,
+                error,
+            )
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -100,6 +100,7 @@ class RouteTable:
     def touch(self, topic: str, now: float) -> Known:
         """Nothing new could be learned of a known topic: what is known counts for another while."""
         old = self.topics[topic]
+        self._stale.discard(topic)
         known = self.topics[topic] = Known(old.route, now, old.write_queues, old.read_queues)
         return known
 

@@ -198,13 +198,16 @@ class AsyncClient:
         except OSError as error:  # ssl.SSLError is one
             reason = f"no connection to {address}: {error}"
         else:
+            if self._closed:  # wait_for may swallow the cancellation by close() before Python 3.12
+                connection.abort()
+                raise ConnectFailed(f"no connection to {address}: the client is closed")
             peer.connection = connection
             peer.backoff.succeeded()
             return connection
         finally:
             peer.connecting = None
+        log.log(logging.DEBUG if peer.backoff.reason else logging.INFO, "%s", reason)
         peer.backoff.failed(loop.time(), reason)
-        log.info("%s", reason)
         raise ConnectFailed(reason)
 
 

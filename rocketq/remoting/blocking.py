@@ -165,8 +165,8 @@ class BlockingClient:
                 raise
         except OSError as error:  # also timeouts and ssl.SSLError
             reason = f"no connection to {address}: {error}"
+            log.log(logging.DEBUG if backoff.reason else logging.INFO, "%s", reason)
             backoff.failed(time.monotonic(), reason)
-            log.info("%s", reason)
             raise ConnectFailed(reason) from None
         backoff.succeeded()
         session = Session(time.monotonic, max_in_flight=self._max_in_flight, serialize_type=self._serialize_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 
@@ -198,6 +199,48 @@ def test_the_cache_learns_routes_and_answers_when_nobody_else_does() -> None:
     assert names(newcomer.look_up().known.write_queues) == [f"a{n}" for n in range(8)]
     with pytest.raises(ConnectFailed):
         newcomer.look_up("Other")
+
+
+def test_look_ups_at_the_same_time_ask_each_name_server() -> None:
+    table, servers = RouteTable(), ServerList("n1:1;n2:2", random.Random(1))
+    two = [look_up(table, servers, topic, publish=False, cached=False) for topic in ("T", "U")]
+    firsts = [next(steps) for steps in two]
+    seconds = [steps.throw(ConnectFailed("it is down")) for steps in two]
+    for first, second in zip(firsts, seconds, strict=True):
+        assert isinstance(first, Ask)
+        assert isinstance(second, Ask)
+        assert {first.address, second.address} == {"n1:1", "n2:2"}
+
+
+def test_a_damaged_route_in_the_cache_is_none() -> None:
+    world = World(down, {"T": b"{"})
+    with pytest.raises(ConnectFailed, match="cached route"):
+        world.look_up()
+
+
+def test_name_servers_that_are_away_are_said_once_and_so_is_their_return(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(lambda *_: answer(route(ROUTE)), {})
+    world.look_up()
+    with caplog.at_level(logging.INFO, "rocketq.client"):
+        for cache in ({}, world.cache):  # without a route in the cache, and with one
+            world.serve, world.cache = down, cache
+            for _ in range(3):
+                world.look_up()
+            world.serve = lambda *_: answer(None)  # it is back, though it does not know the topic yet
+            for _ in range(3):
+                world.look_up()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"] * 2
+
+
+def test_a_failed_route_is_asked_for_once_while_no_name_server_answers() -> None:
+    world = World(lambda *_: answer(route(ROUTE)))
+    world.look_up()
+    world.serve = down
+    world.table.mark_stale("T")
+    world.look_up()
+    assert world.table.fresh("T", 0.0, float("inf")) is not None
 
 
 @pytest.mark.parametrize("text", ["", ";", "host", "host:", ":9876", "host:port"])
