@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -81,7 +82,9 @@ class Consuming:
         """The handler's word on each message, None when all succeeded; whatever it raises means to try all again."""
         try:
             return spread(await self._handler()(messages), messages)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise  # else something that the handler waited for was cancelled, not the handler
             log.exception(
                 "group %s: the handler failed for %s%s",
                 self.rules.group,
@@ -134,6 +137,12 @@ class Consuming:
 
     def retried(self, message: ReceivedMessage) -> None:
         self._tell(self._on_retried, message)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the current task. Python 3.10 cannot tell, there it always counts as so."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
 
 
 def _level(result: OneResult) -> int:

@@ -13,6 +13,7 @@ from rocketq.client.membership import Membership
 from rocketq.client.offsets import OffsetStore
 from rocketq.client.pulling import Puller, Statistics
 from rocketq.client.report import running_info
+from rocketq.client.troubles import Troubles
 from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import RocketQError
 from rocketq.message import MessageQueue
@@ -23,8 +24,9 @@ log = logging.getLogger("rocketq.client")
 RebalanceHook = Callable[[str, list[MessageQueue], list[MessageQueue]], None]
 
 REBALANCE_INTERVAL = 20.0
-#: Seconds until a rebalance that could not be finished is tried again (doubling up to the interval).
-REBALANCE_AGAIN = 1.0
+#: Seconds until a rebalance that could not be finished is tried again, doubling up to the limit: so soon at the
+#: latest a topic that did not exist is found.
+REBALANCE_AGAIN, REBALANCE_AGAIN_LIMIT = 1.0, 4.0
 
 
 class GroupMember:
@@ -52,6 +54,9 @@ class GroupMember:
         self.statistics: dict[str, Statistics] = {}
         self._on_rebalanced = on_rebalanced
         self._puller: Puller
+        self._troubles = Troubles()
+        #: Queues that are to be taken again, once their tasks have ended and the new offset is stored.
+        self._moving: set[MessageQueue] = set()
         self._wake = asyncio.Event()
         self._running = False
 
@@ -73,10 +78,11 @@ class GroupMember:
     async def _keep_balanced(self, settled: bool) -> None:
         again = REBALANCE_AGAIN
         while True:
-            if await wait_event(self._wake, self.rebalance_interval if settled else again):
+            pause = self.rebalance_interval if settled else min(again, self.rebalance_interval)
+            if await wait_event(self._wake, pause):
                 again = REBALANCE_AGAIN
             elif not settled:
-                again = min(again * 2, self.rebalance_interval)
+                again = min(again * 2, REBALANCE_AGAIN_LIMIT)
             settled = await self._balance()
 
     async def _balance(self) -> bool:
@@ -92,25 +98,27 @@ class GroupMember:
         settled = True
         added: list[Assigned] = []
         changed: dict[str, tuple[list[MessageQueue], list[MessageQueue]]] = {}
-        for topic in list(self.membership.subscriptions):
-            share = await self.membership.share(topic)
-            if share is None:
-                settled = False
-                continue
-            mine = set(share)
-            revoked = [queue for queue in self.assigned if queue.topic == topic and queue not in mine]
-            for queue in revoked:
-                await self._revoke(self.assigned[queue])
-            wanted = [queue for queue in share if queue not in self.assigned]
-            fresh = await self._acquire(wanted)
-            settled = settled and len(fresh) == len(wanted)
-            added += fresh
-            if fresh or revoked:
-                changed[topic] = ([one.queue for one in fresh], revoked)
-        if changed:
-            await self.membership.announce(set(changed))
-        for one in added:
-            self._begin(one)
+        try:
+            for topic in list(self.membership.subscriptions):
+                share = await self.membership.share(topic)
+                if share is None:
+                    settled = False
+                    continue
+                mine = set(share)
+                revoked = [queue for queue in self.assigned if queue.topic == topic and queue not in mine]
+                for queue in revoked:
+                    await self._revoke(self.assigned[queue])
+                wanted = [queue for queue in share if queue not in self.assigned and queue not in self._moving]
+                fresh = await self._acquire(wanted)
+                settled = settled and len(fresh) == len(wanted)
+                added += fresh
+                if fresh or revoked:
+                    changed[topic] = ([one.queue for one in fresh], revoked)
+            if changed:
+                await self.membership.announce(set(changed))
+        finally:
+            for one in added:  # whatever became of the other topics
+                self._begin(one)
         for topic, (assigned, revoked) in changed.items():
             log.info("group %s, topic %s: %d queues more, %d less", self.group, topic, len(assigned), len(revoked))
             if self._on_rebalanced is not None:
@@ -147,7 +155,10 @@ class GroupMember:
                 return stored
             return await self.membership.first_offset(queue)
         except RocketQError as error:
-            log.warning("group %s: where to begin in %s is not known, trying again: %s", self.group, queue, error)
+            level = self._troubles.level(queue.broker_name)
+            log.log(
+                level, "group %s: where to begin in %s is not known, trying again: %s", self.group, queue, error
+            )
             return None
 
     async def _start_again_at(self, one: Assigned, offset: int) -> None:
@@ -155,12 +166,15 @@ class GroupMember:
         if self.assigned.get(one.queue) is not one:
             return
         del self.assigned[one.queue]
+        self._moving.add(one.queue)
         one.drop()
-        current = asyncio.current_task()
-        await self._stop(one, except_for=current)
-        self.offsets.update(one.queue, offset)
-        await self.offsets.persist([one.queue], wait=True)
-        self.wake()
+        try:
+            await self._stop(one, except_for=asyncio.current_task())
+            self.offsets.update(one.queue, offset)
+            await self.offsets.persist([one.queue], wait=True)
+        finally:
+            self._moving.discard(one.queue)
+            self.wake()
 
     async def _stop(self, one: Assigned, except_for: asyncio.Task[None] | None) -> None:
         """Ends the tasks of a dropped queue."""
@@ -174,7 +188,10 @@ class GroupMember:
             one.queue,
             offset,
         )
-        await self._start_again_at(one, offset)
+        if offset > one.process.next_offset:  # what is held was pulled before the broker deleted it
+            one.process.next_offset = offset
+        else:  # what is held and not done is there still where it is before the end
+            await self._start_again_at(one, min(offset, one.process.commit_offset))
 
     async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
         queues = list(queues)

@@ -101,13 +101,14 @@ class PullConsumer(GroupMember):
                     await self.instance.topic(topic)
                 except RouteNotFound:
                     continue  # it may come
+            if self.membership.subscriptions:
+                self.instance.add_member(self)
         except BaseException:
             await self.instance.release()
             raise
         self._running = True
         self._tasks = [asyncio.create_task(self._keep_offsets(), name=f"rocketq-offsets-{self.group}")]
         if self.membership.subscriptions:
-            self.instance.add_member(self)
             await self.instance.heartbeat()
             settled = await self._balance()
             self._tasks.append(
@@ -221,6 +222,7 @@ class PullConsumer(GroupMember):
             self._arrived.clear()
             for queue, one in list(self.assigned.items()):
                 if one.process.pending:
+                    self._safe.setdefault(queue, one.process.commit_offset)  # it came while we waited
                     messages = one.process.take(max_messages)
                     one.process.done(messages)
                     one.room.set()
@@ -244,14 +246,16 @@ class PullConsumer(GroupMember):
                 await self.offsets.persist(list(self._safe))
 
     async def _revoke(self, one: Assigned) -> None:
-        """Lets go of a queue; without `auto_commit` nothing is stored for it."""
+        """Lets go of a queue: with `auto_commit` what was polled before the last poll is stored, else nothing."""
+        del self.assigned[one.queue]
+        self.membership.calls.forget(one.queue)
+        safe = self._safe.pop(one.queue, one.process.commit_offset)
+        one.drop()
+        await cancel_all(one.tasks)
         if self.auto_commit:
-            await super()._revoke(one)
-        else:
-            del self.assigned[one.queue]
-            one.drop()
-            await cancel_all(one.tasks)
-        self._safe.pop(one.queue, None)
+            self.offsets.update(one.queue, safe)
+            await self.offsets.persist([one.queue], wait=True)
+        self.offsets.forget(one.queue)
 
     async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:
         return ConsumeMessageDirectlyResult(
