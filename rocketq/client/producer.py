@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any
@@ -70,7 +69,7 @@ class AsyncProducer:
             self._accumulator = Accumulator(linger=linger_ms / 1000, max_bytes=min(batch_bytes, max_message_size))
         self._linger_timer: asyncio.TimerHandle | None = None
         self._pending = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = False
         self._loop: asyncio.AbstractEventLoop
@@ -298,14 +297,15 @@ class AsyncProducer:
 
     def _leave(self, send: _Send) -> None:
         self._pending -= send.weight
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
+        # All at once and not one each time: who is woken may have been cancelled, or have nothing to send after all.
+        if self._waiting and self._pending <= self.max_pending * 3 // 4:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     async def _room(self) -> None:
-        """Waits until something that was pending is done."""
+        """Waits until a good part of what was pending is done."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(waiter)
         await waiter
