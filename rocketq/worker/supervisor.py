@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -102,7 +101,6 @@ class Supervisor:
         self.watcher = watcher
         self.children = [Child(lambda index=index: self._spawn(index)) for index in range(processes)]  # type: ignore[misc]
         self._stop_signals: list[int] = []
-        self._wake = threading.Event()
 
     def _spawn(self, index: int) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C reaches the children once, through the supervisor.
@@ -115,7 +113,7 @@ class Supervisor:
         for child in self.children:
             child.start()
         while not self._stop_signals:
-            self._wake.wait(TICK)
+            time.sleep(TICK)
             for child in self.children:
                 code = self._tend(child)
                 if code == USAGE and self.watcher is None:
@@ -131,7 +129,6 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop_signals.append(number)
-        self._wake.set()
 
     def _tend(self, child: Child) -> int | None:
         """Look after one child; returns the exit code when it has just died."""
@@ -167,8 +164,7 @@ class Supervisor:
                     process.wait()
                 if again:
                     return 128 + self._stop_signals[-1]
-            self._wake.clear()
-            self._wake.wait(0.05)
+            time.sleep(0.05)
         # One that SIGTERM ended had not begun to consume: it was still starting.
         codes = {STOPPED if process.returncode == -signal.SIGTERM else process.returncode for process in running}
         for child in self.children:
