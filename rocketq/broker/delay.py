@@ -19,7 +19,7 @@ from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
 from rocketq.names import SCHEDULE_TOPIC
 from rocketq.properties import decode_properties
-from rocketq.record import decode_record
+from rocketq.record import CorruptRecord, decode_record
 from rocketq.remoting.bodies import DataVersion
 from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
@@ -45,7 +45,7 @@ class Delay:
         self._store = store
         self._clock_ms = clock_ms
         self._offsets = [0] * len(self._levels)
-        self._saved: list[int] = []
+        self._saved = self._offsets.copy()
         #: positions that are saved as soon as the log is on disk up to the offset before them
         self._delivered: tuple[int, list[int]] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -101,12 +101,13 @@ class Delay:
 
     def _load(self) -> None:
         table = (load_json(self.path, self._files) or {}).get("offsetTable", {})
+        offsets = []
         for index in range(len(self._levels)):
             saved = int(table.get(index + 1, table.get(str(index + 1), 0)))
             low = self._store.min_offset(SCHEDULE_TOPIC, index)
             high = self._store.max_offset(SCHEDULE_TOPIC, index)
-            self._offsets[index] = min(max(saved, low), high)
-        self._saved = self._offsets.copy()
+            offsets.append(min(max(saved, low), high))
+        self._offsets, self._saved = offsets, offsets.copy()
 
     async def _run(self) -> None:
         look_again = min(self._levels) / 2000
@@ -116,6 +117,9 @@ class Delay:
                 await asyncio.sleep(min(wait / 1000, look_again))
             except StoreError as error:
                 log.warning("delayed messages wait, the store refuses them: %s", error)
+                await asyncio.sleep(_RETRY_AFTER)
+            except Exception:  # whatever it is: nobody would notice that delayed messages come no more
+                log.exception("delayed messages wait, they cannot be delivered")
                 await asyncio.sleep(_RETRY_AFTER)
 
     def _deliver_level(self, index: int) -> float:
@@ -152,7 +156,11 @@ class Delay:
         if data is None:
             log.error("%s: the record is gone, its message is lost", where)
             return
-        record = decode_record(data)
+        try:
+            record = decode_record(data)
+        except CorruptRecord as error:
+            log.error("%s: stepping over a record that cannot be read: %s", where, error)
+            return
         properties = decode_properties(record.properties)
         topic, queue = properties.get(names.REAL_TOPIC), properties.get(names.REAL_QID, "")
         if not topic or not queue.isdecimal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from rocketq.broker.delay import Delay
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError
 from rocketq.names import SCHEDULE_TOPIC
-from rocketq.record import decode_record, pack_host
+from rocketq.record import CorruptRecord, Record, decode_record, pack_host
 from rocketq.store.files import OsFiles
 from rocketq.store.store import MessageStore
 
@@ -130,6 +131,61 @@ def test_a_message_without_a_real_topic_is_stepped_over(tmp_path: Path, caplog: 
 
     asyncio.run(scenario())
     assert "names no REAL_TOPIC" in caplog.text
+    bench.store.close()
+
+
+def test_a_record_that_cannot_be_read_is_stepped_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+
+    def decode(data: memoryview) -> Record:
+        record = decode_record(data)
+        if record.body == b"bad":
+            raise CorruptRecord("its parts do not fit")
+        return record
+
+    monkeypatch.setattr("rocketq.broker.delay.decode_record", decode)
+
+    async def scenario() -> None:
+        bench.put(1, b"bad")
+        bench.put(1, b"good")
+        bench.now += 1000
+        await bench.delay.start()
+        await until(lambda: bench.delivered() == [b"good"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    assert "its parts do not fit" in caplog.text
+    bench.store.close()
+
+
+def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_deliveries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rocketq.broker.delay._RETRY_AFTER", 0.01)
+    bench = Bench(tmp_path)
+    entry = bench.store.consume_entry
+    broken = True
+
+    def consume_entry(topic: str, queue_id: int, offset: int) -> tuple[int, int, int] | None:
+        if broken and topic == SCHEDULE_TOPIC:
+            raise OSError(errno.EIO, "Input/output error")
+        return entry(topic, queue_id, offset)
+
+    monkeypatch.setattr(bench.store, "consume_entry", consume_entry)
+
+    async def scenario() -> None:
+        nonlocal broken
+        bench.put(1, b"late")
+        bench.now += 1000
+        await bench.delay.start()
+        await until(lambda: "Input/output error" in caplog.text)
+        broken = False
+        await until(lambda: bench.delivered() == [b"late"])
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
     bench.store.close()
 
 

@@ -129,6 +129,7 @@ def test_a_taken_port_is_an_error_that_frees_the_store(tmp_path: Path) -> None:
         async with taken:
             with pytest.raises(OSError, match="address"):
                 await Broker(config(tmp_path, listen_port=port)).start()
+            assert not (tmp_path / "config" / "delayOffset.json").exists()  # nothing was loaded: nothing to save
         async with running(tmp_path) as (_, wire):
             assert (await wire.store("T")).code == 0
 
