@@ -1,11 +1,12 @@
 """How far each group has consumed each queue (codes 14, 15, 43), kept in ``config/consumerOffset.json``.
 
-Offsets live in memory and are written every few seconds: after a crash a group repeats
-what it consumed since, as on Apache's broker.
+Offsets live in memory and are written every few seconds: after a crash a group repeats what it consumed since, as on
+Apache's broker.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
+
+log = logging.getLogger("rocketq.broker")
 
 #: Messages within this share of the machine's memory behind the log's end count as "in memory".
 IN_MEMORY_RATIO = 0.4
@@ -72,6 +75,24 @@ class Offsets:
                 self.table[parts[0], parts[1]] = {int(queue): int(offset) for queue, offset in queues.items()}
         if "dataVersion" in saved:
             self.data_version = DataVersion.from_json(saved["dataVersion"])
+
+    def forget_lost(self) -> None:
+        """After an unclean stop: take back offsets that lie behind the end of their queue.
+
+        A power failure may have taken messages that were consumed and not yet on disk. New messages get their
+        offsets, and a group that went on from where it was would skip them.
+        """
+        for (topic, group), queues in self.table.items():
+            for queue_id, offset in queues.items():
+                end = self._store.max_offset(topic, queue_id)
+                if offset > end:
+                    log.warning(
+                        "group %s was at %d of topic %s queue %d, which ends at %d since the unclean stop: going "
+                        "on there",
+                        *(group, offset, topic, queue_id, end),
+                    )
+                    queues[queue_id] = end
+                    self._dirty = True
 
     def snapshot(self) -> Build | None:
         """See :class:`rocketq.broker.saving.Table`."""

@@ -176,11 +176,13 @@ class Broker:
         the port is taken.
         """
         config = self.config
-        self.store.open()
+        recovery = self.store.open()
         try:
             self.topics.load()
             self.groups.load()
             self.offsets.load()
+            if not recovery.clean:
+                self.offsets.forget_lost()
             for topic in self.topics.adopt(self.store.queues()):
                 log.warning("topic %s has messages and no settings: it is readable and writable again", topic)
             self._server = Server(
@@ -310,6 +312,8 @@ class Broker:
                     self.locks.expire()
             except RocketQError as error:  # a full disk, for one, passes; the next round tries again
                 log.error("periodic work failed, the next round tries again: %s", error)
+            except Exception:  # whatever it is: without this task no offset and no checkpoint is saved any more
+                log.exception("periodic work failed, the next round tries again")
 
 
 class _Vip:

@@ -70,6 +70,23 @@ def test_the_files_have_the_form_of_apache(tmp_path: Path) -> None:
     assert groups["subscriptionGroupTable"]["G"]["groupRetryPolicy"] == {"type": "CUSTOMIZED"}
 
 
+def test_a_group_does_not_skip_new_messages_when_consumed_ones_were_lost_in_a_power_failure(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            for queue in (0, 1):
+                await wire.store("T", queue=queue)
+                await wire.pull("T", queue=queue)
+                broker.offsets.commit("G", "T", queue, 1)
+            broker.offsets.commit("G", "T", 0, 5)
+        (tmp_path / "abort").touch()
+        async with running(tmp_path) as (broker, _):
+            assert [broker.offsets.query("G", "T", queue) for queue in (0, 1)] == [1, 1]
+
+    asyncio.run(main())
+
+
 def test_a_topic_whose_settings_were_lost_keeps_its_messages(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as (_, wire):
