@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from rocketq.broker.groups import Groups
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
+from rocketq.errors import TooManyInFlight
 from rocketq.names import retry_topic
 from rocketq.remoting.bodies import CheckClientBody, ConsumerData, ConsumerList, HeartbeatData, SubscriptionData
-from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
+from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import (
     GetConsumerListByGroupHeader,
@@ -153,9 +154,7 @@ class Clients:
             )
             return False
         ordered = any(self._topics.is_ordered(wanted.topic) for wanted in consumer.subscription_data_set)
-        self._topics.create_retry(
-            retry_topic(name), config.retry_queue_nums, perm=Perm.READ | Perm.WRITE, order=ordered
-        )
+        self._topics.create_retry(retry_topic(name), config.retry_queue_nums, order=ordered)
         group = self.consumers.get(name)
         if group is None:
             group = self.consumers[name] = ConsumerGroup(
@@ -199,7 +198,10 @@ class Clients:
             return
         header = NotifyConsumerIdsChangedHeader(consumer_group=group.name)
         for connection in group.members:
-            connection.oneway(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, header)
+            try:
+                connection.oneway(RequestCode.NOTIFY_CONSUMER_IDS_CHANGED, header)
+            except TooManyInFlight as error:  # it looks for itself later; the others must not suffer
+                log.info("a member of group %s was not told of a change: %s", group.name, error)
 
     def _unregister(self, connection: Connection, request: Command) -> Reply:
         header = request.header(UnregisterClientHeader)

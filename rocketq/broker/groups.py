@@ -85,19 +85,6 @@ class Groups:
         """False when an operator forbade the group to read the topic."""
         return not self.forbidden.get(group, {}).get(topic, 0) & READ_FORBIDDEN
 
-    def forbid_reading(self, group: str, topic: str, forbidden: bool) -> None:
-        """Forbid or allow again that `group` reads `topic`."""
-        topics = self.forbidden.setdefault(group, {})
-        bits = topics.get(topic, 0)
-        bits = bits | READ_FORBIDDEN if forbidden else bits & ~READ_FORBIDDEN
-        if bits:
-            topics[topic] = bits
-        else:
-            topics.pop(topic, None)
-        if not topics:
-            del self.forbidden[group]
-        self._changed()
-
     def snapshot(self) -> Build | None:
         """See :class:`rocketq.broker.saving.Table`."""
         if not self._dirty:
@@ -115,8 +102,5 @@ class Groups:
         self._dirty = True
 
     def _changed(self) -> None:
-        version = self.data_version
-        self.data_version = DataVersion(
-            counter=version.counter + 1, state_version=version.state_version, timestamp=self._clock_ms()
-        )
+        self.data_version = self.data_version.next(self._clock_ms())
         self._dirty = True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rocketq.config import BrokerConfig
-from rocketq.errors import BrokerError, RemotingError
+from rocketq.errors import BrokerError, RemotingError, RocketQError
 from rocketq.remoting import headers
 from rocketq.remoting.bodies import RegisterBrokerBody, TopicConfig
 from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
@@ -122,7 +122,7 @@ class Registration:
                     log.info("registered with NameServer %s again", server.address)
                 server.failures = 0
                 pause = self._period
-            except (RemotingError, BrokerError) as error:
+            except RocketQError as error:  # also an answer that cannot be read
                 server.in_step = False
                 level = logging.DEBUG if server.failures else logging.WARNING
                 log.log(level, "not registered with NameServer %s, it is tried again: %s", server.address, error)
@@ -142,7 +142,7 @@ class Registration:
                 timer.cancel()
 
     async def _tell(self, server: _NameServer) -> None:
-        """One registration or heartbeat. Raises RemotingError or BrokerError."""
+        """One registration or heartbeat. Raises RemotingError, BrokerError or HeaderError."""
         if server.in_step and server.changed is not None:
             names, server.changed = server.changed, None
             table = self._topics.table

@@ -51,9 +51,7 @@ class Retry:
             return encode_response(request, ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
         if group.retry_queue_nums <= 0:
             return encode_response(request, ResponseCode.SUCCESS)
-        topic = self._topics.create_retry(
-            retry_topic(group.group_name), group.retry_queue_nums, perm=Perm.READ | Perm.WRITE
-        )
+        topic = self._topics.create_retry(retry_topic(group.group_name), group.retry_queue_nums)
         if not topic.perm & Perm.WRITE:
             remark = f"the topic[{topic.topic_name}] sending message is forbidden"
             return encode_response(request, ResponseCode.NO_PERMISSION, remark)
@@ -73,7 +71,7 @@ class Retry:
         if header.max_reconsume_times is not None and request.version >= VERSION_MAX_RECONSUME_TIMES:
             limit = header.max_reconsume_times
         if record.reconsume_times >= limit or header.delay_level < 0:
-            topic = self._topics.create_retry(dlq_topic(group.group_name), 1, perm=Perm.READ | Perm.WRITE)
+            topic = self._topics.create_retry(dlq_topic(group.group_name), 1)
             level = 0
         else:
             level = header.delay_level or FIRST_RETRY_LEVEL + record.reconsume_times
@@ -89,6 +87,6 @@ class Retry:
             sys_flag=record.sys_flag,
             born_timestamp=record.born_timestamp,
             born_host=record.born_host,
-            reconsume_times=record.reconsume_times + 1,
+            reconsume_times=min(record.reconsume_times + 1, 2**31 - 1),
         )
         return None  # answered when the batch is written

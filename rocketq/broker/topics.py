@@ -117,9 +117,7 @@ class Topics:
         topic = self.table.get(name)
         return topic is not None and topic.order
 
-    def create_on_send(
-        self, name: str, default_topic: str, queue_nums: int, topic_sys_flag: int = 0
-    ) -> TopicConfig | None:
+    def create_on_send(self, name: str, default_topic: str, queue_nums: int) -> TopicConfig | None:
         """The topic `name`, created after the pattern of `default_topic` when it is unknown.
 
         `queue_nums` is what the producer asks for; it gets no more than the default topic has. None when topics are
@@ -141,11 +139,10 @@ class Topics:
                 write_queue_nums=count,
                 perm=pattern.perm & ~int(Perm.INHERIT),
                 topic_filter_type=pattern.topic_filter_type,
-                topic_sys_flag=topic_sys_flag,
             )
         )
 
-    def create_retry(self, name: str, queue_nums: int, perm: int = READ_WRITE, order: bool = False) -> TopicConfig:
+    def create_retry(self, name: str, queue_nums: int, order: bool = False) -> TopicConfig:
         """The retry or dead-letter topic `name`, created when it is unknown."""
         known = self.table.get(name)
         if known is not None and (known.order or not order):
@@ -158,7 +155,7 @@ class Topics:
                 topic_name=name,
                 read_queue_nums=queue_nums,
                 write_queue_nums=queue_nums,
-                perm=int(perm),
+                perm=READ_WRITE,
                 order=order,
             )
         )
@@ -204,9 +201,6 @@ class Topics:
         return topic
 
     def _changed(self, topics: list[TopicConfig]) -> None:
-        version = self.data_version
-        self.data_version = DataVersion(
-            counter=version.counter + 1, state_version=version.state_version, timestamp=self._clock_ms()
-        )
+        self.data_version = self.data_version.next(self._clock_ms())
         self._dirty = True
         self._on_change(topics)

@@ -144,6 +144,10 @@ class DataVersion(Body):
     state_version: int = 0
     timestamp: int = 0
 
+    def next(self, timestamp: int) -> DataVersion:
+        """The version after a change at `timestamp`."""
+        return DataVersion(counter=self.counter + 1, state_version=self.state_version, timestamp=timestamp)
+
 
 # -- routes ---------------------------------------------------------------------------------------------------
 

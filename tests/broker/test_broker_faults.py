@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broker_wire import Wire, config, running
 
 from rocketq.broker.server import Broker
 from rocketq.config import NamesrvConfig
-from rocketq.errors import StoreError
+from rocketq.errors import StoreError, TooManyInFlight
 from rocketq.namesrv.server import NameServer
 from rocketq.properties import encode_properties
 from rocketq.remoting.bodies import TopicRoute
 from rocketq.remoting.codes import FLAG_ONEWAY
-from rocketq.remoting.command import Command, encode
+from rocketq.remoting.command import Command, encode, encode_response
+from rocketq.remoting.server import Connection, Server
 from rocketq.store.files import Buffer, OsFiles
 
 
@@ -195,6 +198,79 @@ def test_a_broker_starts_without_its_nameserver(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, namesrv_addr="127.0.0.1:1") as (_, wire):
             assert (await wire.store("T")).code == 0
+
+    asyncio.run(main())
+
+
+def test_periodic_work_that_fails_unexpectedly_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            relax = broker.batch.relax
+
+            def fail() -> None:
+                monkeypatch.setattr(broker.batch, "relax", relax)
+                raise OSError(errno.EIO, "Input/output error")
+
+            monkeypatch.setattr(broker.batch, "relax", fail)
+            await eventually(lambda: "Input/output error" in caplog.text, "the failure")
+            await wire.store("T")
+            await eventually((tmp_path / "config" / "topics.json").exists, "the next round")
+
+    asyncio.run(main())
+
+
+def test_a_member_that_does_not_read_does_not_keep_the_others_from_joining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, slow):
+            quick = await Wire.connect(broker.port)
+
+            def heartbeat(client: str) -> bytes:
+                consumer = {"groupName": "G", "messageModel": "CLUSTERING", "subscriptionDataSet": []}
+                return json.dumps({"clientID": client, "consumerDataSet": [consumer]}).encode()
+
+            await slow.call(34, body=heartbeat("slow"))
+            deaf = slow.writer.get_extra_info("sockname")[1]
+            oneway = Connection.oneway
+
+            def refuse(connection: Connection, *arguments: Any) -> None:
+                if connection.peer.endswith(f":{deaf}"):
+                    raise TooManyInFlight("it does not read what it is sent")
+                oneway(connection, *arguments)
+
+            monkeypatch.setattr(Connection, "oneway", refuse)
+            assert (await quick.call(34, body=heartbeat("quick"))).code == 0
+            await quick.until(lambda: [request.code for request in quick.requests] == [40])
+            await quick.close()
+            await eventually(lambda: len(broker.clients.consumers["G"].members) == 1, "the end of its membership")
+
+    asyncio.run(main())
+
+
+def test_a_nameserver_whose_answer_cannot_be_read_is_told_everything_again(tmp_path: Path) -> None:
+    codes: list[int] = []
+
+    class Odd:
+        def handle(self, connection: Connection, request: Command) -> bytes:
+            codes.append(request.code)
+            ext = {"changed": "perhaps"} if request.code == 322 else {}
+            return encode_response(request, 0, header=ext)
+
+        def end_batch(self, connection: Connection) -> None: ...
+
+        def connection_lost(self, connection: Connection) -> None: ...
+
+    async def main() -> None:
+        server = Server(Odd())
+        await server.start()
+        address = f"127.0.0.1:{server.port}"
+        async with running(tmp_path, namesrv_addr=address, register_name_server_period=100):
+            await eventually(lambda: codes.count(103) == 2, "the second registration")
+            assert codes[:2] == [103, 322]
+        await server.stop()
 
     asyncio.run(main())
 
