@@ -344,7 +344,7 @@ class BrokerConfig(Config):
     flush_interval_commit_log: int = _option(500, "How often the CommitLog is forced to disk.", unit="ms", low=1)
     message_index_enable: bool = _option(True, "Keep the index that finds messages by key and id.")
     max_hash_slot_num: int = _option(5_000_000, "Hash slots of an index file.", low=1)
-    max_index_num: int = _option(20_000_000, "Entries of an index file.", low=1)
+    max_index_num: int = _option(20_000_000, "Entries of an index file.", low=2)
     check_crc_on_recover: bool = _option(True, "Check bodies after an unclean stop.", key="checkCRCOnRecover")
     disk_max_used_space_ratio: int = _option(
         75, "From this use of the disk on, a warning is logged.", unit="%", low=10, high=99
@@ -384,11 +384,8 @@ class BrokerConfig(Config):
         """The store's part of the settings."""
         from rocketq.store.config import StoreConfig
 
-        own = {field.name for field in dataclasses.fields(self)}
-        names = getattr(StoreConfig, "__struct_fields__", None) or [
-            f.name for f in dataclasses.fields(StoreConfig)
-        ]
-        return StoreConfig(**{name: getattr(self, name) for name in names if name in own})
+        names = [field.name for field in dataclasses.fields(StoreConfig)]
+        return StoreConfig(**{name: getattr(self, name) for name in names})
 
 
 def parse_addresses(text: str) -> list[str]:

@@ -175,7 +175,7 @@ class BrokerProcesses:
             try:
                 await self._spawn(index)
                 log.warning("%s runs again at %s", name, self._addresses[index])
-            except RocketQError as error:
+            except (RocketQError, OSError) as error:  # OSError: no process could be made
                 log.error("%s", error)
 
     async def _end(self, index: int) -> None:
