@@ -459,7 +459,8 @@ class Connection(asyncio.Protocol):
         elif size <= JOIN_BELOW:
             transport.write(b"".join(out))
         else:
-            transport.writelines(out)
+            transport.writelines(out[:-1])  # does not call pause_writing in asyncio of Python 3.12 and 3.13.0 …
+            transport.write(out[-1])  # … but this does
         if self._write_paused and transport.get_write_buffer_size() > MAX_UNSENT:
             self.counters.cut_off += 1
             log.warning("cutting %s off: it left %d MiB unread", self.peer, MAX_UNSENT >> 20)

@@ -354,6 +354,26 @@ def test_closing_ends_what_is_under_way(run) -> None:
     run(main())
 
 
+def test_a_connection_that_comes_when_the_client_is_closed_is_not_kept(run, monkeypatch) -> None:
+    async def main() -> None:
+        async with Pair() as pair:
+            wait_for = asyncio.wait_for
+
+            async def swallowing(attempt, timeout):
+                result = await wait_for(attempt, timeout)
+                pair.client._closed = True  # and the cancellation is lost, as before Python 3.12
+                return result
+
+            monkeypatch.setattr(asyncio, "wait_for", swallowing)
+            with pytest.raises(ConnectFailed, match="closed"):
+                await pair.client.connect(pair.address)
+            monkeypatch.undo()
+            assert not pair.client.is_connected(pair.address)
+            await until(lambda: pair.service.lost and not pair.server.connections)
+
+    run(main())
+
+
 def test_a_call_given_up_by_its_caller_disturbs_nobody(run) -> None:
     async def main() -> None:
         async with Pair() as pair:
