@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,9 +71,7 @@ class RocketQ:
         self._producer_options = {**(producer or {}), **connection_options}
         self._producer: Producer | None = None
         self._lock = threading.Lock()
-        self._async_producers: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, asyncio.Task[AsyncProducer]
-        ] = weakref.WeakKeyDictionary()
+        self._async_producers: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncProducer]] = {}
 
     def __repr__(self) -> str:
         return f"<RocketQ {self.name} namesrv={self.namesrv}>"
@@ -245,6 +242,8 @@ class RocketQ:
         loop = asyncio.get_running_loop()
         task = self._async_producers.get(loop)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            for other in [other for other in self._async_producers if other.is_closed()]:
+                del self._async_producers[other]  # nobody closed it, and its loop is gone
             task = self._async_producers[loop] = loop.create_task(self._start_producer())
         return await asyncio.shield(task)
 

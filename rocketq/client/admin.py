@@ -27,6 +27,7 @@ from rocketq.remoting.bodies import (
 )
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
+from rocketq.remoting.tls import TlsConfig
 
 MASTER = 0
 _GROUP_PAGE = 1000
@@ -43,18 +44,19 @@ class Broker:
 
 
 class Admin:
-    """Asks NameServers (`host:port;host:port`) and through them the brokers. `timeout` is a request's, in s.
+    """Asks NameServers (`host:port;host:port`) and through them the brokers. `timeout` is a request's, in s;
+    `tls` says how to connect, plain when None.
 
     Every method raises RemotingError when a server does not answer and BrokerError when it refuses. Changes of
     topics and groups go to every master of the cluster (all clusters when none is given).
     """
 
-    def __init__(self, namesrv: str, *, timeout: float = 5.0) -> None:
+    def __init__(self, namesrv: str, *, timeout: float = 5.0, tls: TlsConfig | None = None) -> None:
         self._servers = parse_addresses(namesrv)
         if not self._servers:
             raise ConfigError("no NameServer address is given (host:port, several separated by ';')")
         self._timeout = timeout
-        self._client = BlockingClient()
+        self._client = BlockingClient(tls=tls)
 
     def close(self) -> None:
         self._client.close()
@@ -70,7 +72,7 @@ class Admin:
     # -- the cluster
 
     def brokers(self, cluster: str | None = None) -> list[Broker]:
-        """All brokers, or those of a cluster, in the order of their names. Raises RocketQError when there are none."""
+        """All brokers, or those of a cluster, in the order of their names. Raises RouteNotFound when there are none."""
         info = ClusterInfo.decode(bytes(self._ask_namesrv(RequestCode.GET_BROKER_CLUSTER_INFO).body))
         found = [
             Broker(data.cluster, name, broker_id, address)
@@ -81,7 +83,7 @@ class Admin:
         if not found:
             known = ", ".join(sorted(info.cluster_addr_table)) or "none"
             what = "no broker is" if cluster is None else f"no broker of cluster {cluster} is"
-            raise RocketQError(f"{what} registered with {';'.join(self._servers)} (clusters: {known})")
+            raise RouteNotFound(f"{what} registered with {';'.join(self._servers)} (clusters: {known})")
         return sorted(found, key=lambda broker: (broker.cluster, broker.name, broker.broker_id))
 
     def runtime_info(self, address: str) -> dict[str, str]:

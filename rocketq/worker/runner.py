@@ -111,10 +111,10 @@ class Worker:
         while not self._stop.is_set():
             try:
                 if self.create_topics:
-                    await asyncio.to_thread(create_topic, self.app.namesrv, running.consumer.topic)
+                    await asyncio.to_thread(create_topic, self.app, running.consumer.topic)
                 await running.push.start()
                 return
-            except RemotingError as error:
+            except (RemotingError, RouteNotFound) as error:  # no NameServer, or no broker at it yet
                 if not complained:
                     logger.warning("waiting for %s: %s", self.app.namesrv, error)
                     complained = True
@@ -127,9 +127,9 @@ class Worker:
             task.cancel()
 
 
-def create_topic(namesrv: str, topic: str) -> None:
-    """Create a topic on every broker, unless it is there. Raises RemotingError, BrokerError."""
-    with Admin(namesrv) as admin:
+def create_topic(app: RocketQ, topic: str) -> None:
+    """Create a topic on every broker, unless it is there. Raises RemotingError, BrokerError, RouteNotFound."""
+    with Admin(app.namesrv, tls=app.connection_options.get("tls")) as admin:
         try:
             admin.route(topic)
         except RouteNotFound:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import functools
 import subprocess
 import sys
@@ -92,6 +93,18 @@ def test_wrong_options_are_refused_where_they_are_written(options: dict[str, obj
 def test_an_application_needs_a_legal_name() -> None:
     with pytest.raises(ConfigError, match=r"my\.app"):
         RocketQ("my.app")
+
+
+def test_producers_of_event_loops_that_are_gone_are_not_kept() -> None:
+    app = RocketQ("loops", "127.0.0.1:1")
+    for _ in range(3):
+        asyncio.run(use(app))
+    assert len(app._async_producers) == 1
+    asyncio.run(app.aclose())  # a loop without a producer
+
+
+async def use(app: RocketQ) -> None:
+    assert await app.aproducer() is await app.aproducer()
 
 
 def test_module_level_consumers_belong_to_the_application_that_is_loaded() -> None:

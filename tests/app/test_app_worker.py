@@ -346,6 +346,24 @@ def test_a_worker_waits_for_a_nameserver_that_is_not_there_yet(make_worker: Make
         assert worker.stop() == 0
 
 
+def test_a_worker_that_creates_its_topics_waits_for_a_broker(make_worker: MakeWorker, tmp_path: Path) -> None:
+    with ServerProcess("namesrv", "--port", "0") as namesrv:
+        worker = make_worker(
+            '@app.consumer("early", from_where="FIRST")\ndef take(text: str): write(text)',
+            "--create-topics",
+            namesrv=namesrv.namesrv,
+        )
+        wait_until(lambda: "no broker is registered" in worker.output, what="the worker's complaint")
+        broker = ("broker", "--data", tmp_path / "data", "--namesrv", namesrv.namesrv, "--port", "0")
+        with ServerProcess(*broker):
+            worker.ready()
+            app = RocketQ("early-sender", namesrv.namesrv)
+            app.send("early", "bird")
+            assert worker.wait_lines(1) == ["bird"]
+            app.close()
+            worker.stop()
+
+
 def test_a_worker_that_waits_for_its_nameserver_can_be_stopped(make_worker: MakeWorker) -> None:
     worker = make_worker("@app.consumer('t')\ndef work(body: str): ...", namesrv="127.0.0.1:1")
     wait_until(lambda: "waiting for" in worker.output, what="the complaint")
