@@ -391,12 +391,11 @@ class Index:
     def _roll(self, full: IndexFile | None) -> IndexFile:
         self._files.make_dirs(self.directory)
         now = time.time()
-        while True:
-            name = time.strftime("%Y%m%d%H%M%S", time.localtime(now)) + f"{int(now * 1000) % 1000:03d}"
-            path = os.path.join(self.directory, name)
-            if not self._files.exists(path) and (full is None or path > full.path):
-                break
-            now += 0.001
+        number = int(time.strftime("%Y%m%d%H%M%S", time.localtime(now))) * 1000 + int(now * 1000) % 1000
+        if full is not None:  # names sort by age, also when the clock was set back
+            number = max(number, int(os.path.basename(full.path)) + 1)
+        while self._files.exists(path := os.path.join(self.directory, f"{number:017d}")):
+            number += 1
         file = IndexFile(path, self._slots, self._capacity, self._files)
         file.create()
         self._new_file = True

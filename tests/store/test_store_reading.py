@@ -188,6 +188,21 @@ def test_a_query_looks_into_older_index_files_and_at_times(opened):
     assert result.last_update_physical_offset == store.consume_entry("T", 0, 199)[0]
 
 
+def test_index_files_sort_by_age_when_the_clock_was_set_back(opened):
+    store = opened(max_index_num=50)
+    send(store, body=b"0", keys="k")
+    store.close()
+    (path,) = (opened.directory / "index").iterdir()
+    path.rename(path.with_name("99981231235959999"))
+    store = opened(max_index_num=50)
+    for n in range(1, 100):
+        send(store, body=b"%d" % n, keys="k")
+    assert query(store, "k", max_count=2) == [b"99", b"98"]
+    names = [os.path.basename(file.path) for file in store.index.files]
+    assert names[:2] == ["99981231235959999", "99981231235960000"]
+    assert names == sorted(names)
+
+
 @pytest.fixture
 def timed(opened):
     """Messages stored at 100, 200, 200, 300."""
