@@ -1,7 +1,7 @@
 """The message store: what a broker appends to and reads from.
 
 Appended messages get their offsets at once and are held; :meth:`MessageStore.write` puts all of them into the
-CommitLog with one pwritev, dispatches them to ConsumeQueues and index and tells `on_arrive`. With SYNC_FLUSH the
+CommitLog with one write, dispatches them to ConsumeQueues and index and tells `on_arrive`. With SYNC_FLUSH the
 second half waits until a flush covers the batch: the flusher's thread calls `on_durable`, the owner calls
 :meth:`MessageStore.advance`.
 
