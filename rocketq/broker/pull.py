@@ -264,7 +264,6 @@ class Pull:
         if status is GetStatus.FOUND:
             statistics.get_found += 1
             statistics.get_messages += result.count
-            statistics.get_bytes += result.size
         else:
             statistics.get_missed += 1
         # our store knows a queue only when it has messages; Apache's makes one of every id below readQueueNums

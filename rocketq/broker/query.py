@@ -22,9 +22,6 @@ from rocketq.remoting.headers import (
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
-#: A query by key never gets more messages than this (`maxMsgsNumBatch`).
-MAX_QUERY = 64
-
 
 class Query:
     """Answers questions about what is stored."""
@@ -45,7 +42,7 @@ class Query:
 
     def _by_key(self, connection: Connection, request: Command) -> Reply:
         header = request.header(QueryMessageHeader)
-        count = min(header.max_num, MAX_QUERY)
+        count = header.max_num
         if header.unique_key_query:
             count = self._config.default_query_max_num
         # unique ids are indexed like keys; only tags have a key string of their own

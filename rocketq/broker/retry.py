@@ -11,7 +11,7 @@ import random
 
 from rocketq import properties as names
 from rocketq.broker.groups import Groups
-from rocketq.broker.send import Sender
+from rocketq.broker.send import FAQ, VERSION_MAX_RECONSUME_TIMES, Sender
 from rocketq.broker.topics import Topics
 from rocketq.message import offset_message_id
 from rocketq.names import dlq_topic, retry_topic
@@ -23,12 +23,8 @@ from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
-#: Clients older than V3_4_9 fill `maxReconsumeTimes` with nonsense.
-VERSION_MAX_RECONSUME_TIMES = 121
 #: The first retry waits for level 3 (10 s), each further one a level longer.
 FIRST_RETRY_LEVEL = 3
-
-FAQ = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
 
 
 class Retry:

@@ -20,7 +20,6 @@ class Statistics:
         self.get_found = 0
         self.get_missed = 0
         self.get_messages = 0
-        self.get_bytes = 0
         self.flow_controlled = 0
         self._samples: deque[tuple[float, int, int, int, int]] = deque(maxlen=int(WINDOWS[-1] / SAMPLE_EVERY) + 2)
 

@@ -415,7 +415,9 @@ def _binary_header(
     version: int = VERSION,
 ) -> bytes:
     text = remark.encode() if remark else b""
-    packed = pack_ext(ext, BINARY) if ext else b""
+    packed = b""
+    if ext:
+        packed = b"".join([_packed_key(key) + _counted(value.encode()) for key, value in ext.items()])
     # a code beyond 16 bits loses its upper half on the wire, in Java as here
     head = _BINARY_HEAD.pack(
         (code + 0x8000 & 0xFFFF) - 0x8000,
@@ -429,6 +431,10 @@ def _binary_header(
 
 
 _LANGUAGE_NUMBERS: dict[object, int] = {language.name: language.value for language in Language}
+
+
+def _counted(raw: bytes) -> bytes:
+    return _INT.pack(len(raw)) + raw
 
 
 @functools.lru_cache(1024)
@@ -465,31 +471,3 @@ def encode_response(
     ext = header.to_ext() if isinstance(header, Header) else header
     make = _binary_header if request.serialize_type == BINARY else _json_header
     return frame(make(code, request.opaque, FLAG_RESPONSE, ext, remark), body, request.serialize_type)
-
-
-def encode_ok(opaque: int, ext: bytes | None, serialize_type: int, body_length: int = 0) -> bytes:
-    """Frame and header of a success without remark, for hot answers whose `ext` the caller has encoded itself.
-
-    `ext` is a JSON object, or the packed entries of a binary header (see :func:`pack_ext`). The body, of
-    `body_length` bytes, follows as it is.
-    """
-    if serialize_type == BINARY:
-        packed = ext or b""
-        header = _OK_BINARY.pack(0, Language.PYTHON, VERSION, opaque, FLAG_RESPONSE, 0, len(packed)) + packed
-    else:
-        fields = b"" if ext is None else b',"extFields":' + ext
-        header = _OK_JSON % (fields, FLAG_RESPONSE, opaque, VERSION)
-    return _FRAME.pack(4 + len(header) + body_length, serialize_type << 24 | len(header)) + header
-
-
-def pack_ext(ext: dict[str, str], serialize_type: int) -> bytes:
-    """`ext` as :func:`encode_ok` wants it."""
-    if serialize_type == BINARY:
-        return b"".join(
-            _packed_key(key) + _INT.pack(len(raw := value.encode())) + raw for key, value in ext.items()
-        )
-    return _encode_json(ext)
-
-
-_OK_JSON = b'{"code":0%b,"flag":%d,"language":"PYTHON","opaque":%d,"serializeTypeCurrentRPC":"JSON","version":%d}'
-_OK_BINARY = struct.Struct(">hBhiiii")

@@ -20,11 +20,9 @@ from rocketq.remoting.command import (
     FrameDecoder,
     Header,
     encode,
-    encode_ok,
     encode_request,
     encode_response,
     frame,
-    pack_ext,
 )
 
 FUZZ = Path(__file__).parent.parent / "fuzz" / "fuzz_frames.py"
@@ -167,15 +165,6 @@ def test_an_answer_has_the_header_encoding_of_its_request(kind: int) -> None:
     (answer,) = FrameDecoder().feed(encode_response(request, 1, "no", {"a": "b"}, b"body"))
     assert (answer.opaque, answer.code, answer.remark, answer.ext) == (77, 1, "no", {"a": "b"})
     assert (answer.is_response, answer.serialize_type, answer.body) == (True, kind, b"body")
-
-
-@pytest.mark.parametrize("kind", [JSON, BINARY])
-@pytest.mark.parametrize("ext", [None, {"queueId": "1", "msgId": 'quo"te'}])
-def test_the_quick_answer_is_the_ordinary_one(kind: int, ext: dict[str, str] | None) -> None:
-    (request,) = FrameDecoder().feed(encode_request(10, 77, None, serialize_type=kind))
-    packed = None if ext is None else pack_ext(ext, kind)
-    quick = encode_ok(77, packed, kind, body_length=4) + b"body"
-    assert quick == encode_response(request, 0, None, ext, b"body")
 
 
 class Sample(Header, kw_only=True):
