@@ -195,7 +195,7 @@ class AsyncClient:
             _, connection = await asyncio.wait_for(attempt, self._connect_timeout)
         except asyncio.TimeoutError:
             reason = f"no connection to {address} within {self._connect_timeout:g} s"
-        except OSError as error:  # ssl.SSLError is one
+        except (OSError, UnicodeError) as error:  # ssl.SSLError is one; names like a..b raise the other
             reason = f"no connection to {address}: {error}"
         else:
             if self._closed:  # wait_for may swallow the cancellation by close() before Python 3.12

@@ -163,7 +163,7 @@ class BlockingClient:
             except BaseException:
                 sock.close()
                 raise
-        except OSError as error:  # also timeouts and ssl.SSLError
+        except (OSError, UnicodeError) as error:  # timeouts, ssl.SSLError; names like a..b raise the other
             reason = f"no connection to {address}: {error}"
             log.log(logging.DEBUG if backoff.reason else logging.INFO, "%s", reason)
             backoff.failed(time.monotonic(), reason)

@@ -10,6 +10,7 @@ from remoting_peers import CALLS_BACK, ECHO, LATER, RAISES, SILENT, EchoService,
 
 from rocketq.errors import ConnectFailed, ConnectionLost, RequestTimeout, TooManyInFlight
 from rocketq.remoting.aio import AsyncClient
+from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.codes import BINARY, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Server
@@ -213,6 +214,18 @@ def test_a_server_that_does_not_accept_is_given_up_in_time(run) -> None:
                 filler.close()
 
     run(main())
+
+
+def test_a_host_that_is_no_name_is_a_failed_connection(run) -> None:
+    async def main() -> None:
+        client = AsyncClient()
+        with pytest.raises(ConnectFailed, match=r"no connection to a\.\.b:1"):
+            await client.call("a..b:1", ECHO)
+        await client.close()
+
+    run(main())
+    with pytest.raises(ConnectFailed, match=r"no connection to a\.\.b:1"):
+        BlockingClient().call("a..b:1", ECHO)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":80", "127.0.0.1:x", "127.0.0.1:99999"])
