@@ -42,4 +42,6 @@ def load(mode: str, port: int, **options: object) -> dict[str, Any]:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command[1:])}: {done.stderr.strip() or done.stdout.strip()}")
     result: dict[str, Any] = json.loads(done.stdout)
+    if result["errors"] and not result["messages"]:  # a full disk, mostly: Apache's broker stops at 90 %
+        raise RuntimeError(f"{' '.join(command[1:])}: every message was refused: {done.stderr.strip()}")
     return result
