@@ -205,7 +205,8 @@ def main() -> None:
             run.group(name, list(members))
     except KeyboardInterrupt:
         say("stopped; what was measured so far:")
-    command = "python benchmarks/run.py " + shlex.join(sys.argv[1:])
+    shown = [argument for argument in sys.argv[1:] if argument not in ("--json", str(options.json))]
+    command = "python benchmarks/run.py " + shlex.join(shown)
     took = (datetime.datetime.now() - began).total_seconds() / 60
     disturbance = ""
     if run.disturbed:
