@@ -12,6 +12,7 @@ from rocketq.broker.clients import Clients, Member
 from rocketq.broker.groups import Groups
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.pull import Pull
+from rocketq.broker.refusal import Refused
 from rocketq.broker.saving import Saver
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
@@ -63,13 +64,6 @@ ATTRIBUTES: dict[str, tuple[str, ...] | None] = {
     "reserve.time": None,
 }
 UNCHANGEABLE = frozenset({"queue.type", "cleanup.policy"})
-
-
-class _Refused(Exception):
-    def __init__(self, code: ResponseCode, remark: str) -> None:
-        super().__init__(remark)
-        self.code = code
-        self.remark = remark
 
 
 class Admin:
@@ -138,10 +132,10 @@ class Admin:
     def _check_topic(self, topic: str) -> None:
         wrong = names.check_topic(topic)
         if wrong is not None:
-            raise _Refused(ResponseCode.INVALID_PARAMETER, wrong)
+            raise Refused(ResponseCode.INVALID_PARAMETER, wrong)
         if self._config.validate_system_topic_when_update_topic and self._topics.is_system(topic):
             remark = f"The topic[{topic}] is conflict with system topic."
-            raise _Refused(ResponseCode.INVALID_PARAMETER, remark)
+            raise Refused(ResponseCode.INVALID_PARAMETER, remark)
 
     def _attributes(self, topic: str, changes: dict[str, str]) -> dict[str, str]:
         """The attributes of `topic` after `changes` (``+key`` -> value, ``-key`` -> anything)."""
@@ -150,26 +144,26 @@ class Admin:
         for sign_and_key, value in changes.items():
             sign, key = sign_and_key[:1], sign_and_key[1:]
             if sign not in ("+", "-") or not key:
-                raise _Refused(ResponseCode.SYSTEM_ERROR, f"add/alter attribute format is wrong: {sign_and_key}")
+                raise Refused(ResponseCode.SYSTEM_ERROR, f"add/alter attribute format is wrong: {sign_and_key}")
             if key not in ATTRIBUTES:
-                raise _Refused(ResponseCode.SYSTEM_ERROR, f"unsupported key: {key}")
+                raise Refused(ResponseCode.SYSTEM_ERROR, f"unsupported key: {key}")
             if known is not None and key in UNCHANGEABLE:
                 remark = f"attempt to update an unchangeable attribute. key: {key}"
-                raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+                raise Refused(ResponseCode.SYSTEM_ERROR, remark)
             if sign == "-":
                 attributes.pop(key, None)
                 continue
             allowed = ATTRIBUTES[key]
             if allowed is None and not value.lstrip("-").isdecimal():
-                raise _Refused(ResponseCode.SYSTEM_ERROR, f"value of {key} is not an integer: {value}")
+                raise Refused(ResponseCode.SYSTEM_ERROR, f"value of {key} is not an integer: {value}")
             if allowed is not None and value not in allowed:
                 remark = f"value is not in set: [{', '.join(allowed)}]"
-                raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+                raise Refused(ResponseCode.SYSTEM_ERROR, remark)
             if value == "MIXED":
-                raise _Refused(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
+                raise Refused(ResponseCode.INVALID_PARAMETER, "MIXED message type is not supported.")
             if value in ("BatchCQ", "COMPACTION"):
                 remark = f"{key}={value} is not supported by this broker"
-                raise _Refused(ResponseCode.INVALID_PARAMETER, remark)
+                raise Refused(ResponseCode.INVALID_PARAMETER, remark)
             attributes[key] = value
         return attributes
 
@@ -183,7 +177,7 @@ class Admin:
         try:
             self._check_topic(header.topic)
             attributes = self._attributes(header.topic, changes)
-        except _Refused as refused:
+        except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         topic = TopicConfig(
             topic_name=header.topic,
@@ -207,7 +201,7 @@ class Admin:
             for topic in topics:
                 self._check_topic(topic.topic_name)
                 topic.attributes = self._attributes(topic.topic_name, topic.attributes)
-        except _Refused as refused:
+        except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._topics.update_all(topics)
         self._saver.save(self._topics)
@@ -307,7 +301,7 @@ class Admin:
         group = SubscriptionGroupConfig.from_json(value)
         wrong = names.check_group(group.group_name)
         if wrong is not None:
-            raise _Refused(ResponseCode.INVALID_PARAMETER, wrong)
+            raise Refused(ResponseCode.INVALID_PARAMETER, wrong)
         known = self._groups.get(group.group_name, auto_create=False)
         attributes = dict(known.attributes) if known else {}
         for sign_and_key, text in group.attributes.items():
@@ -318,7 +312,7 @@ class Admin:
                 attributes[key] = text
             else:
                 remark = f"unsupported attribute of group {group.group_name}: {sign_and_key}={text}"
-                raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+                raise Refused(ResponseCode.SYSTEM_ERROR, remark)
         group.attributes = attributes
         return group
 
@@ -331,7 +325,7 @@ class Admin:
     def _update_groups(self, request: Command, values: list[dict[str, Any]]) -> Reply:
         try:
             groups = [self._group(value) for value in values]
-        except _Refused as refused:
+        except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._groups.update(*groups)
         self._saver.save(self._groups)

@@ -15,6 +15,7 @@ from rocketq.broker.clients import Clients
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold, Waiter
 from rocketq.broker.offsets import Offsets
+from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
@@ -22,6 +23,7 @@ from rocketq.filters import ALL, parse_codes, parse_tags
 from rocketq.hashing import tags_code
 from rocketq.remoting.bodies import SubscriptionData
 from rocketq.remoting.codes import (
+    FAQ,
     FLAG_RESPONSE,
     JSON,
     VERSION,
@@ -34,8 +36,6 @@ from rocketq.remoting.codes import (
 from rocketq.remoting.command import Command, Header, encode_response
 from rocketq.remoting.server import Buffer, Connection, Handler, Reply
 from rocketq.store.store import GetStatus, MessageStore, ReadResult
-
-FAQ = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
 
 _COMMIT_OFFSET = int(PullFlag.COMMIT_OFFSET)
 _SUSPEND = int(PullFlag.SUSPEND)
@@ -59,15 +59,6 @@ class PullHeader(Header):
     subscription: str | None = None
     sub_version: Int64 = msgspec.field(name="subVersion", default=0)
     expression_type: str | None = msgspec.field(name="expressionType", default=None)
-
-
-class _Refused(Exception):
-    def __init__(self, code: ResponseCode, remark: str, forbidden: int = 0) -> None:
-        super().__init__(remark)
-        self.code = code
-        self.remark = remark
-        #: `forbiddenType`: what of broker 1, group 2, topic 3, broadcast 4, subscription 5 is in the way
-        self.forbidden = forbidden
 
 
 #: Status of a read -> code of the answer; the queue statuses depend on the offset as well.
@@ -125,7 +116,7 @@ class Pull:
         header = request.header(PullHeader)
         try:
             codes = self._check(connection, header)
-        except _Refused as refused:
+        except Refused as refused:
             ext = {"forbiddenType": str(refused.forbidden)} if refused.forbidden else {}
             return encode_response(request, refused.code, refused.remark, ext)
         topic, queue_id, offset = header.topic, header.queue_id, header.queue_offset
@@ -156,31 +147,31 @@ class Pull:
         return self._answer(request.opaque, request.serialize_type, code, result)
 
     def _check(self, connection: Connection, header: PullHeader) -> frozenset[int] | None:
-        """The tag codes that the pull asks for. Raises _Refused."""
+        """The tag codes that the pull asks for. Raises Refused."""
         config = self._config
         topic, group = header.topic, header.consumer_group
         if not config.broker_permission & _READ:
             remark = f"the broker[{config.host}] pulling message is forbidden"
-            raise _Refused(ResponseCode.NO_PERMISSION, remark, 1)
+            raise Refused(ResponseCode.NO_PERMISSION, remark, 1)
         group_config = self._groups.get(group)
         if group_config is None:
             remark = f"subscription group [{group}] does not exist, \n{FAQ}"
-            raise _Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
+            raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
         if not group_config.consume_enable:
-            raise _Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}", 2)
+            raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}", 2)
         topic_config = self._topics.table.get(topic)
         if topic_config is None:
             remark = f"topic[{topic}] not exist, apply first please! \n{FAQ}"
-            raise _Refused(ResponseCode.TOPIC_NOT_EXIST, remark)
+            raise Refused(ResponseCode.TOPIC_NOT_EXIST, remark)
         if not topic_config.perm & _READ:
             remark = f"the topic[{topic}] pulling message is forbidden"
-            raise _Refused(ResponseCode.NO_PERMISSION, remark, 3)
+            raise Refused(ResponseCode.NO_PERMISSION, remark, 3)
         if not 0 <= header.queue_id < topic_config.read_queue_nums:
             remark = (
                 f"queueId[{header.queue_id}] is illegal, topic:[{topic}] "
                 f"topicConfig.readQueueNums:[{topic_config.read_queue_nums}] consumer:[/{connection.peer}]"
             )
-            raise _Refused(ResponseCode.INVALID_PARAMETER, remark)
+            raise Refused(ResponseCode.INVALID_PARAMETER, remark)
         if header.sys_flag & _SUBSCRIPTION:
             expression, kind = header.subscription, header.expression_type
             self._compensate(header)
@@ -189,28 +180,28 @@ class Pull:
             expression, kind = subscription.sub_string, subscription.expression_type
         if kind and kind != "TAG":
             remark = f"The broker does not support consumer to filter message by {kind}"
-            raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+            raise Refused(ResponseCode.SYSTEM_ERROR, remark)
         return parse_codes(expression)
 
     def _subscription(self, header: PullHeader, broadcast_allowed: bool) -> SubscriptionData:
-        """What the group said in its heartbeats that it wants of the topic. Raises _Refused."""
+        """What the group said in its heartbeats that it wants of the topic. Raises Refused."""
         topic, group = header.topic, header.consumer_group
         registered = self._clients.consumer(group)
         if registered is None:
             remark = f"the consumer's group info not exist\n{FAQ}"
-            raise _Refused(ResponseCode.SUBSCRIPTION_NOT_EXIST, remark)
+            raise Refused(ResponseCode.SUBSCRIPTION_NOT_EXIST, remark)
         if registered.broadcasting and not broadcast_allowed:
             remark = f"the consumer group[{group}] can not consume by broadcast way"
-            raise _Refused(ResponseCode.NO_PERMISSION, remark, 4)
+            raise Refused(ResponseCode.NO_PERMISSION, remark, 4)
         if not self._groups.may_read(group, topic):
             remark = f"the consumer group[{group}] is forbidden for topic[{topic}]"
-            raise _Refused(ResponseCode.NO_PERMISSION, remark, 5)
+            raise Refused(ResponseCode.NO_PERMISSION, remark, 5)
         subscription = registered.subscriptions.get(topic)
         if subscription is None:
             remark = f"the consumer's subscription not exist\n{FAQ}"
-            raise _Refused(ResponseCode.SUBSCRIPTION_NOT_EXIST, remark)
+            raise Refused(ResponseCode.SUBSCRIPTION_NOT_EXIST, remark)
         if subscription.sub_version < header.sub_version:
-            raise _Refused(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
+            raise Refused(ResponseCode.SUBSCRIPTION_NOT_LATEST, "the consumer's subscription not latest")
         return subscription
 
     def _compensate(self, header: PullHeader) -> None:

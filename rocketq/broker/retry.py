@@ -11,13 +11,13 @@ import random
 
 from rocketq import properties as names
 from rocketq.broker.groups import Groups
-from rocketq.broker.send import FAQ, VERSION_MAX_RECONSUME_TIMES, Sender
+from rocketq.broker.send import Sender, redelivery_limit
 from rocketq.broker.topics import Topics
 from rocketq.message import offset_message_id
 from rocketq.names import dlq_topic, retry_topic
 from rocketq.properties import decode_properties
 from rocketq.record import decode_record
-from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
+from rocketq.remoting.codes import FAQ, Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 from rocketq.remoting.server import Connection, Handler, Reply
@@ -63,9 +63,7 @@ class Retry:
         )
         properties[names.WAIT] = "false"
 
-        limit = group.retry_max_times
-        if header.max_reconsume_times is not None and request.version >= VERSION_MAX_RECONSUME_TIMES:
-            limit = header.max_reconsume_times
+        limit = redelivery_limit(group, header.max_reconsume_times, request.version)
         if record.reconsume_times >= limit or header.delay_level < 0:
             topic = self._topics.create_retry(dlq_topic(group.group_name), 1)
             level = 0

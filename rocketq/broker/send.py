@@ -20,6 +20,7 @@ from rocketq import properties as props
 from rocketq.broker.batch import Batch, full_remark
 from rocketq.broker.groups import Groups
 from rocketq.broker.locks import QueueLocks
+from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
@@ -27,13 +28,12 @@ from rocketq.errors import InvalidMessage, StoreFull
 from rocketq.message import new_unique_id
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import TRANSACTION_MASK
-from rocketq.remoting.bodies import TopicConfig
-from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
+from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig
+from rocketq.remoting.codes import FAQ, Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
-FAQ = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
 BUSY = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 #: Clients older than V3_4_9 fill `maxReconsumeTimes` with nonsense.
 VERSION_MAX_RECONSUME_TIMES = 121
@@ -91,15 +91,6 @@ _TIMER = (props.TIMER_DELAY_SEC, props.TIMER_DELAY_MS, props.TIMER_DELIVER_MS)
 _NOT_FOR_PRIORITY = frozenset({props.DELAY, props.SHARDING_KEY, props.TRAN_MSG, *_TIMER})
 #: Properties that no message of a batch may have, as the items of a batch are stored as they are.
 _NOT_IN_BATCH = frozenset({props.DELAY, props.INNER_NUM, *_TIMER})
-
-
-class _Refused(Exception):
-    """A message is not accepted: the answer's code and text."""
-
-    def __init__(self, code: ResponseCode, remark: str) -> None:
-        super().__init__(remark)
-        self.code = code
-        self.remark = remark
 
 
 class _Target(NamedTuple):
@@ -255,7 +246,7 @@ class Sender:
                 reconsume_times=header.reconsume_times or 0,
                 deliver_time=deliver_time,
             )
-        except _Refused as refused:
+        except Refused as refused:
             return self._refusal(request, refused.code, refused.remark)
         except StoreFull as error:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
@@ -270,20 +261,20 @@ class Sender:
         writable = bool(self._config.broker_permission & Perm.WRITE)
         if not writable and config is not None and config.order:
             remark = f"the broker[{self._config.host}] sending message is forbidden"
-            raise _Refused(ResponseCode.NO_PERMISSION, remark)
+            raise Refused(ResponseCode.NO_PERMISSION, remark)
         wrong = names.check_topic(topic)
         if wrong is not None:
-            raise _Refused(ResponseCode.INVALID_PARAMETER, wrong)
+            raise Refused(ResponseCode.INVALID_PARAMETER, wrong)
         if topic in names.NOT_SENDABLE:
             remark = f"Sending message to topic[{topic}] is forbidden."
-            raise _Refused(ResponseCode.NO_PERMISSION, remark)
+            raise Refused(ResponseCode.NO_PERMISSION, remark)
         if config is None:
             config = self._topics.create_on_send(topic, header.default_topic, header.default_topic_queue_nums)
             if config is None and topic.startswith(names.RETRY_PREFIX):
                 config = self._topics.create_retry(topic, 1)
             if config is None:
                 remark = f"topic[{topic}] not exist, apply first please!\n{FAQ}"
-                raise _Refused(ResponseCode.TOPIC_NOT_EXIST, remark)
+                raise Refused(ResponseCode.TOPIC_NOT_EXIST, remark)
         limit = max(config.read_queue_nums, config.write_queue_nums)
         if writable:
             self._open[topic] = limit
@@ -295,7 +286,7 @@ class Sender:
         if queue_id < 0 and config.write_queue_nums > 0:
             return random.randrange(config.write_queue_nums)
         remark = f"request queueId[{queue_id}] is illegal, {describe(config)} Producer: {connection.peer}"
-        raise _Refused(ResponseCode.INVALID_PARAMETER, remark)
+        raise Refused(ResponseCode.INVALID_PARAMETER, remark)
 
     def _retry(
         self,
@@ -310,10 +301,8 @@ class Sender:
         group = self._groups.get(name)
         if group is None:
             remark = f"subscription group not exist, {name} \n{FAQ}"
-            raise _Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
-        limit = group.retry_max_times
-        if header.max_reconsume_times is not None and request.version >= VERSION_MAX_RECONSUME_TIMES:
-            limit = header.max_reconsume_times
+            raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
+        limit = redelivery_limit(group, header.max_reconsume_times, request.version)
         if (header.reconsume_times or 0) <= limit and not self._locks.group_has_locks(name):
             return topic
         properties[props.DELAY] = "-1"
@@ -341,7 +330,7 @@ class Sender:
                 properties.pop(name, None)
         elif not properties.keys().isdisjoint(_TIMER):
             remark = "accurate timer message is not enabled, timerWheelEnable is false"
-            raise _Refused(ResponseCode.SYSTEM_ERROR, remark)
+            raise Refused(ResponseCode.SYSTEM_ERROR, remark)
         return self._delayed(topic, queue_id, properties, level)
 
     def _level(self, properties: dict[str, str]) -> int:
@@ -352,7 +341,7 @@ class Sender:
         try:
             level = int(value)
         except ValueError:
-            raise _Refused(ResponseCode.SYSTEM_ERROR, f"the property DELAY is not a number: {value!r}") from None
+            raise Refused(ResponseCode.SYSTEM_ERROR, f"the property DELAY is not a number: {value!r}") from None
         if level > self._max_level:
             level = self._max_level
             properties[props.DELAY] = str(level)
@@ -365,27 +354,27 @@ class Sender:
         deliver_time = self._deliver_time(level)
         return _Target(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), deliver_time)
 
-    def _illegal(self) -> _Refused:
+    def _illegal(self) -> Refused:
         remark = (
             "the message is illegal, maybe msg body or properties length not matched. msg body length limit "
             f"{self._config.max_message_size}B, msg properties length limit 32KB."
         )
-        return _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+        return Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
 
     def _check_body(self, body: bytes) -> None:
         limit = self._config.max_message_size
         if not body:
             remark = f"the message body is empty: a message needs at least one byte and at most {limit}"
-            raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+            raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
         if len(body) > limit:
             raise self._illegal()
 
-    def _transactional(self) -> _Refused:
-        return _Refused(ResponseCode.NO_PERMISSION, "transactional messages are not supported yet by this broker")
+    def _transactional(self) -> Refused:
+        return Refused(ResponseCode.NO_PERMISSION, "transactional messages are not supported yet by this broker")
 
-    def _flow_control(self) -> _Refused:
+    def _flow_control(self) -> Refused:
         self._statistics.flow_controlled += 1
-        return _Refused(ResponseCode.SYSTEM_BUSY, BUSY)
+        return Refused(ResponseCode.SYSTEM_BUSY, BUSY)
 
     def _refusal(self, request: Command, code: ResponseCode, remark: str) -> bytes:
         return encode_response(request, code, remark, self._batch.ext)
@@ -406,10 +395,10 @@ class Sender:
                 queue_id = self._queue(connection, topic, queue_id)
             if topic.startswith(names.RETRY_PREFIX):
                 remark = f"batch request does not support retry group {topic}"
-                raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
             if len(topic) > names.TOPIC_MAX_LENGTH:
                 remark = f"message topic length too long {len(topic)}"
-                raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
             body = request.body
             if not 0 < len(body) <= self._config.max_message_size:
                 self._check_body(body)
@@ -433,7 +422,7 @@ class Sender:
                 )
                 for flag, item_body, text, tag, unique_id, keys in items
             ]
-        except _Refused as refused:
+        except Refused as refused:
             return self._refusal(request, refused.code, refused.remark)
         except StoreFull as error:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
@@ -474,7 +463,7 @@ class Sender:
                     properties = decode_properties(text)
                     if not _NOT_IN_BATCH.isdisjoint(properties) or properties.get(props.TRAN_MSG) == "true":
                         remark = f"a batch to topic[{topic}] holds a delayed, timed or transactional message"
-                        raise _Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+                        raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
                     known = [properties.get(name) for name in (props.TAGS, props.UNIQ_KEY, props.KEYS)]
                     item = (flag, body[start:behind], text, *known)
                 if not length:
@@ -483,7 +472,7 @@ class Sender:
                 offset = stop
         except (struct.error, ValueError) as error:
             remark = f"the batch to topic[{topic}] cannot be decoded at byte {offset}: {error}"
-            raise _Refused(ResponseCode.SYSTEM_ERROR, remark) from None
+            raise Refused(ResponseCode.SYSTEM_ERROR, remark) from None
         return items
 
     # messages of the broker's own making
@@ -525,6 +514,11 @@ class Sender:
             deliver_time=target.deliver_time,
         )
         self._batch.add(connection, request, None, 0, appended, wait=properties.get(props.WAIT) != "false")
+
+
+def redelivery_limit(group: SubscriptionGroupConfig, asked: int | None, version: int) -> int:
+    """How often a group's messages come again: what the client asked for, else what the group is set to."""
+    return asked if asked is not None and version >= VERSION_MAX_RECONSUME_TIMES else group.retry_max_times
 
 
 def describe(config: TopicConfig) -> str:

@@ -20,7 +20,7 @@ from rocketq.remoting.bodies import (
     TopicList,
     TopicRoute,
 )
-from rocketq.remoting.codes import VERSION_STANDARD_JSON, RequestCode, ResponseCode
+from rocketq.remoting.codes import FAQ, VERSION_STANDARD_JSON, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header, encode_response
 
 if TYPE_CHECKING:
@@ -191,8 +191,7 @@ class Requests:
             return encode_response(
                 request,
                 ResponseCode.TOPIC_NOT_EXIST,
-                f"No topic route info in name server for the topic: {header.topic}\n"
-                "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details.",
+                f"No topic route info in name server for the topic: {header.topic}\n{FAQ}",
             )
         if self._config.order_message_enable:
             order = self._kv.get(ORDER_TOPIC_CONFIG, header.topic)

@@ -20,6 +20,9 @@ BINARY = 1
 
 MAX_FRAME = 16_777_216
 
+#: Apache's texts end with it where something that is asked for does not exist.
+FAQ = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details."
+
 
 class Language(IntEnum):
     """Who speaks; JSON headers carry the name, binary headers the number."""
