@@ -31,9 +31,9 @@ MAX_WAITING = 10_000
 #: … or more bytes than this are written and not yet forced to it.
 MAX_UNFLUSHED = 512 * 1024 * 1024
 
-#: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages).
-#: Without transaction id (None, not empty) the answer is a bare success.
-Pending = tuple[int, int, str | None, int, Appended, list[Appended] | None]
+#: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages):
+#: the answer to a send. With bytes in the place of what was appended these are the answer, ready made.
+Pending = tuple[int, int, str | None, int, "Appended | bytes", list[Appended] | None]
 
 _FRAME = struct.Struct(">iI")
 _INT = struct.Struct(">i")
@@ -116,24 +116,38 @@ class Batch:
         self,
         connection: Connection,
         request: Command,
-        transaction_id: str | None,
+        transaction_id: str,
         queue_id: int,
         appended: Appended,
         several: list[Appended] | None = None,
         wait: bool = True,
     ) -> None:
-        """Note that `request` appended a message (or `several`) and is answered when they are written.
+        """Note that `request` sent a message (or `several`) and is answered when they are written.
 
         Without `wait` the answer does not wait for the disk even with SYNC_FLUSH.
         """
+        entry = (request.opaque, request.serialize_type, transaction_id, queue_id, appended, several)
+        self._add(connection, request, entry, 1 if several is None else len(several), wait)
+
+    def reply(
+        self, connection: Connection, request: Command, answer: bytes, count: int = 1, wait: bool = True
+    ) -> None:
+        """Note that `request` appended `count` records and gets the frame `answer` when they are written.
+
+        When they cannot be written it gets an error instead. `wait` as for `add`.
+        """
+        self._add(
+            connection, request, (request.opaque, request.serialize_type, None, 0, answer, None), count, wait
+        )
+
+    def _add(self, connection: Connection, request: Command, entry: Pending, count: int, wait: bool) -> None:
         if self._owner is not connection:
             if self._appended:  # left behind by another connection
                 self._finish()
             self._owner = connection
-        self._appended += 1 if several is None else len(several)
+        self._appended += count
         if request.flag & 2:
             return
-        entry = (request.opaque, request.serialize_type, transaction_id, queue_id, appended, several)
         if wait or not self._sync:
             self._pending.append(entry)
         else:
@@ -221,10 +235,12 @@ class Batch:
         suffix = f'{self._json_ext}}},"flag":1,"language":"PYTHON","opaque":'
         ending = f',"serializeTypeCurrentRPC":"JSON","version":{VERSION}}}'
         for opaque, serialize_type, transaction_id, queue_id, appended, several in pending:
-            if transaction_id is None:
-                request = Command(0, opaque=opaque, serialize_type=serialize_type)
-                out.append(encode_response(request, code))
+            if isinstance(appended, bytes):
+                if code:
+                    appended = encode_response(Command(0, opaque=opaque, serialize_type=serialize_type), code)
+                out.append(appended)
                 continue
+            assert transaction_id is not None
             if several is None:
                 message_id = f"{host}{appended.physical_offset:016X}"
             else:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rocketq import properties as names
+from rocketq.broker.copies import append_copy
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
@@ -168,18 +169,4 @@ class Delay:
                 "%s: the message names no %s and %s, stepping over it", where, names.REAL_TOPIC, names.REAL_QID
             )
             return
-        self._store.append(
-            topic,
-            int(queue),
-            record.body,
-            record.properties,
-            tag=properties.get(names.TAGS),
-            unique_id=properties.get(names.UNIQ_KEY),
-            keys=properties.get(names.KEYS),
-            flag=record.flag,
-            sys_flag=record.sys_flag,
-            born_timestamp=record.born_timestamp,
-            born_host=record.born_host,
-            store_host=record.store_host,
-            reconsume_times=record.reconsume_times,
-        )
+        append_copy(self._store, record, topic, int(queue), record.properties, properties)

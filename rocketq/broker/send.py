@@ -93,7 +93,7 @@ _NOT_FOR_PRIORITY = frozenset({props.DELAY, props.SHARDING_KEY, props.TRAN_MSG, 
 _NOT_IN_BATCH = frozenset({props.DELAY, props.INNER_NUM, *_TIMER})
 
 
-class _Target(NamedTuple):
+class Place(NamedTuple):
     """Where a message is stored, which may be another place than where it was sent to."""
 
     topic: str
@@ -308,7 +308,7 @@ class Sender:
         properties[props.DELAY] = "-1"
         return self._topics.create_retry(names.dlq_topic(name), 1).topic_name
 
-    def _special(self, topic: str, queue_id: int, properties: dict[str, str]) -> _Target:
+    def _special(self, topic: str, queue_id: int, properties: dict[str, str]) -> Place:
         """The place of a message with properties that mean something to the broker. Changes `properties`."""
         if props.INNER_NUM in properties:
             raise self._illegal()
@@ -324,6 +324,13 @@ class Sender:
                 queue_id = max(0, min(int(properties[props.PRIORITY]), config.write_queue_nums - 1))
         for name in (props.POP_CK, props.MSG_REGION, props.TRACE_ON, props.CLUSTER):
             properties.pop(name, None)
+        return self.place(topic, queue_id, properties)
+
+    def place(self, topic: str, queue_id: int, properties: dict[str, str]) -> Place:
+        """Where a message to this queue waits if it is delayed, else the queue itself. May change `properties`.
+
+        Raises Refused when the delay that they ask for is impossible.
+        """
         level = self._level(properties)
         if props.DELAY in properties:
             for name in _TIMER:
@@ -331,7 +338,10 @@ class Sender:
         elif not properties.keys().isdisjoint(_TIMER):
             remark = "accurate timer message is not enabled, timerWheelEnable is false"
             raise Refused(ResponseCode.SYSTEM_ERROR, remark)
-        return self._delayed(topic, queue_id, properties, level)
+        if level <= 0:
+            return Place(topic, queue_id, encode_properties(properties))
+        properties = {**properties, props.REAL_TOPIC: topic, props.REAL_QID: str(queue_id)}
+        return Place(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), self._deliver_time(level))
 
     def _level(self, properties: dict[str, str]) -> int:
         """The delay level that the properties ask for; not above the highest, 0 for none."""
@@ -346,13 +356,6 @@ class Sender:
             level = self._max_level
             properties[props.DELAY] = str(level)
         return level
-
-    def _delayed(self, topic: str, queue_id: int, properties: dict[str, str], level: int) -> _Target:
-        if level <= 0:
-            return _Target(topic, queue_id, encode_properties(properties))
-        properties = {**properties, props.REAL_TOPIC: topic, props.REAL_QID: str(queue_id)}
-        deliver_time = self._deliver_time(level)
-        return _Target(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), deliver_time)
 
     def _illegal(self) -> Refused:
         remark = (
@@ -494,10 +497,10 @@ class Sender:
     ) -> None:
         """Store a message on behalf of `request`, which is answered with success when the batch is written.
 
-        A DELAY property is obeyed. Raises StoreFull.
+        A delay among the properties is obeyed. Raises StoreFull, Refused.
         """
-        target = self._delayed(topic, queue_id, properties, self._level(properties))
-        appended = self._store.append(
+        target = self.place(topic, queue_id, properties)
+        self._store.append(
             target.topic,
             target.queue_id,
             body,
@@ -513,7 +516,8 @@ class Sender:
             reconsume_times=reconsume_times,
             deliver_time=target.deliver_time,
         )
-        self._batch.add(connection, request, None, 0, appended, wait=properties.get(props.WAIT) != "false")
+        done = encode_response(request, ResponseCode.SUCCESS)
+        self._batch.reply(connection, request, done, wait=properties.get(props.WAIT) != "false")
 
 
 def redelivery_limit(group: SubscriptionGroupConfig, asked: int | None, version: int) -> int:

@@ -40,7 +40,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply, Server
 from rocketq.store.files import Files, OsFiles
-from rocketq.store.store import MessageStore
+from rocketq.store.store import Appended, MessageStore
 
 log = logging.getLogger("rocketq.broker")
 
@@ -133,7 +133,7 @@ class Broker:
         self.runtime = Runtime(
             config, self.store, self.delay, self.statistics, self._config_changed, clock_ms, booted
         )
-        self.store.on_arrive = self.hold.arrived
+        self.store.on_arrive = self._arrived
         #: request code -> who serves it
         self.handlers: dict[int, Handler] = {}
         for capability in (
@@ -268,6 +268,10 @@ class Broker:
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
         self.clients.connection_lost(connection)
+
+    def _arrived(self, messages: list[Appended]) -> None:
+        """Messages became readable."""
+        self.hold.arrived(messages)
 
     # changes and periodic work
 

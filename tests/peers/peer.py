@@ -172,11 +172,14 @@ VARIANTS = {"": {}, "binary": {"rocketmq.serialize.type": "ROCKETMQ"}, "tls": {"
 def java_peer(version: str, directory: Path, *, kind: str = "client", variant: str = "") -> Peer:
     """The Java client of that version; of kind "server" it has mqadmin as well."""
     libraries = jars(kind, version)
-    source = HERE / "java" / "Peer.java"
-    classes = cache_directory() / f"classes-{version}-{zlib.crc32(source.read_bytes()):08x}"
+    sources = sorted((HERE / "java").glob("*.java"))
+    if not version.startswith("4."):
+        sources += sorted((HERE / "java" / "v5").glob("*.java"))
+    text = b"".join(source.read_bytes() for source in sources)
+    classes = cache_directory() / f"classes-{version}-{zlib.crc32(text):08x}"
     if not classes.is_dir():
         partial = classes.with_name(f"{classes.name}.{os.getpid()}.partial")
-        run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(partial), str(source)])
+        run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(partial), *map(str, sources)])
         partial.rename(classes)
     settings = {
         "user.home": directory,

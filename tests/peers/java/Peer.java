@@ -5,6 +5,7 @@ import java.io.BufferedReader;
 import java.io.ByteArrayOutputStream;
 import java.io.InputStreamReader;
 import java.io.PrintStream;
+import java.lang.reflect.InvocationTargetException;
 import java.lang.reflect.Method;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
@@ -38,7 +39,7 @@ import org.apache.rocketmq.common.message.MessageQueue;
 /**
  * The Java client on a string: one JSON object a line comes in ("do" names the verb), one JSON object a line goes out
  * with the same "id"; what consumers receive goes out in between as {"event": "message"}. Bodies are base64.
- * Compiles against rocketmq-client 4.9 and 5.x alike.
+ * Compiles against rocketmq-client 4.9 and 5.x alike, as do the classes beside it; those in v5 need 5.x.
  */
 public class Peer {
     static final PrintStream OUT = System.out;
@@ -85,7 +86,21 @@ public class Peer {
             case "lite": return lite(c);
             case "poll": return poll(c);
             case "mqadmin": return mqadmin(c);
-            default: throw new IllegalArgumentException("unknown verb " + c.getString("do"));
+            default: return elsewhere(c);
+        }
+    }
+
+    /** "Pop.receive" is the static method receive(JSONObject) of the class Pop beside this one. */
+    static Object elsewhere(JSONObject c) throws Exception {
+        String[] verb = c.getString("do").split("\\.");
+        if (verb.length != 2) {
+            throw new IllegalArgumentException("unknown verb " + c.getString("do"));
+        }
+        Method method = Class.forName(verb[0]).getDeclaredMethod(verb[1], JSONObject.class);
+        try {
+            return method.invoke(null, c);
+        } catch (InvocationTargetException error) {
+            throw error.getCause() instanceof Exception ? (Exception) error.getCause() : error;
         }
     }
 
