@@ -148,6 +148,11 @@ class Apache:
                 "mappedFileSizeCommitLog": 64 << 20,
                 "mappedFileSizeConsumeQueue": 300_000,
                 "flushConsumerOffsetInterval": 500,
+                "enablePropertyFilter": "true",
+                "traceTopicEnable": "true",
+                "recallMessageEnable": "true",
+                "transactionCheckInterval": 2000,
+                "transactionTimeOut": 2000,
             },
         )
         self._wait_for("Broker", "boot success")
