@@ -34,7 +34,7 @@ def build() -> Path:
 
 
 def load(mode: str, port: int, **options: object) -> dict[str, Any]:
-    """Runs the generator (`send`, `pull` or `e2e`) against 127.0.0.1:port and returns what it measured."""
+    """Runs the generator (`send`, `pull`, `pop` or `e2e`) against 127.0.0.1:port and returns what it measured."""
     command = [str(build()), mode, "--port", str(port)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

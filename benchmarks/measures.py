@@ -6,12 +6,17 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contenders import Server
 from loadgen import load
+
+from rocketq.remoting.blocking import BlockingClient
+from rocketq.remoting.codes import RequestCode
 
 Figures = dict[str, float]
 BACKLOG = "Backlog"
@@ -31,15 +36,17 @@ class Scale:
 
 @dataclass
 class Target:
-    """What issue 3 asks for. `ratio` is to Apache in the same round, `value` is absolute."""
+    """What the project wants. `ratio` is to the rival in the same round, `value` is absolute."""
 
     metric: str
     ratio: float | None = None
     value: float | None = None
+    rival: str = "apache"
 
     def __str__(self) -> str:
         if self.ratio is not None:
-            return f"{self.metric} ratio {'≥' if higher_is_better(self.metric) else '≤'} {self.ratio:g}"
+            to = "" if self.rival == "apache" else f" to {self.rival}"
+            return f"{self.metric} ratio{to} {'≥' if higher_is_better(self.metric) else '≤'} {self.ratio:g}"
         return f"{self.metric} {'≥' if higher_is_better(self.metric) else '≤'} {self.value:,.0f}"
 
 
@@ -116,6 +123,86 @@ def pull(server: Server, scale: Scale) -> Figures:
         "msg/s": result["rate"],
         "messages a pull": result["messages"] / result["answers"],
         "server CPU µs/msg": (server.cpu_seconds() - spent) / result["messages"] * 1e6,
+        "generator CPU": result["cpu_seconds"],
+    }
+
+
+def pop(server: Server, scale: Scale) -> Figures:
+    """A new group pops the backlog, up to 32 messages at a time, and acknowledges each answer with one request."""
+    if BACKLOG not in server.prepared:
+        fill(server, scale.backlog)
+        server.prepared.add(BACKLOG)
+    spent = server.cpu_seconds()
+    result = load(
+        "pop",
+        server.port,
+        connections=4,
+        in_flight=2,
+        topic=BACKLOG,
+        count=scale.backlog,
+        group=f"pop{next(_numbers)}",
+        broker="broker-a",
+    )
+    return {
+        "msg/s": result["rate"],
+        "server CPU µs/msg": (server.cpu_seconds() - spent) / result["messages"] * 1e6,
+        "generator CPU": result["cpu_seconds"],
+    }
+
+
+def timers_in(server: Server, scale: Scale) -> Figures:
+    """Messages for in an hour."""
+    return send(server, scale, connections=4, in_flight=64, delay_ms=3_600_000)
+
+
+def timers_out(server: Server, scale: Scale) -> Figures:
+    """A tenth of the backlog comes due in the same second; how long until all of it can be read."""
+    topic, count = f"Timers{next(_numbers)}", scale.backlog // 10
+    due = time.time() + 8
+    load("send", server.port, connections=4, in_flight=64, topic=topic, count=count, deliver_at=int(due * 1000))
+    if time.time() > due - 1:
+        raise RuntimeError(f"{server.name} took so long to store {count} timers that they are due already")
+    time.sleep(due - time.time())
+    spent = server.cpu_seconds()
+    with closing(BlockingClient()) as client:
+        address = f"127.0.0.1:{server.port}"
+        while True:
+            ends = [
+                int(
+                    client.call(address, RequestCode.GET_MAX_OFFSET, {"topic": topic, "queueId": str(queue)}).ext[
+                        "offset"
+                    ]
+                )
+                for queue in range(4)
+            ]
+            if sum(ends) >= count:
+                break
+            if time.time() > due + 120:
+                raise RuntimeError(f"{server.name} delivered {sum(ends)} of {count} timers in two minutes")
+            time.sleep(0.01)
+    return {
+        "msg/s": count / (time.time() - due),
+        "server CPU µs/msg": (server.cpu_seconds() - spent) / count * 1e6,
+        "generator CPU": 0.0,
+    }
+
+
+def timers_late(server: Server, scale: Scale) -> Figures:
+    """Each message is for two seconds later; latency counts from the moment that it asked for."""
+    result = load(
+        "e2e",
+        server.port,
+        connections=2,
+        rate=2000,
+        seconds=scale.seconds,
+        skip=1,
+        delay_ms=2000,
+        topic=f"Late{next(_numbers)}",
+    )
+    return {
+        "late p50 ms": result["p50_us"] / 1000,
+        "late p99 ms": result["p99_us"] / 1000,
+        "late max ms": result["max_us"] / 1000,
         "generator CPU": result["cpu_seconds"],
     }
 
@@ -201,13 +288,22 @@ def client(workload: str) -> Callable[[Server, Scale], Figures]:
 
 def consume(server: Server, scale: Scale) -> Figures:
     """A new group (for RabbitMQ: a new queue) reads what a producer has just written."""
+    return read_backlog(server, scale, "consume")
+
+
+def work_queue(server: Server, scale: Scale) -> Figures:
+    """The same by POP; what Redis Streams and RabbitMQ do is this already."""
+    return read_backlog(server, scale, "pop" if server.client == "rocketq" else "consume")
+
+
+def read_backlog(server: Server, scale: Scale, workload: str) -> Figures:
     topic, count = f"Consume{next(_numbers)}", scale.backlog
     if server.client == "rocketq":
         fill(server, count, topic=topic)
     else:  # fewer, as their producers take their time
         count //= 4 if server.client == "redis" else 20
         run_client(server, "send-pipelined", topic=topic, count=count)
-    return run_client(server, "consume", topic=topic, count=count, group=f"group{next(_numbers)}")
+    return run_client(server, workload, topic=topic, count=count, group=f"group{next(_numbers)}")
 
 
 def run_client(server: Server, workload: str, **options: object) -> Figures:
@@ -242,6 +338,15 @@ def all_scenarios(scale: Scale) -> list[Scenario]:
         Scenario("batch-32", "batches of 32, 4×4 in flight", batches, targets=[Target("msg/s", ratio=1.0)]),
         Scenario("pull-hot", "pulls of 32, hot backlog", pull, targets=[Target("msg/s", ratio=0.5)]),
         Scenario("end-to-end", "end to end at 2,000 a second, long polling", end_to_end, targets=latency),
+        Scenario("pop", "pops of 32, each answer acknowledged as a batch", pop),
+        Scenario("timers-in", "timer messages in, 4×64 in flight, JSON", timers_in),
+        Scenario("timers-out", f"{scale.backlog // 10:,} timers due in the same second", timers_out, rounds=3),
+        Scenario(
+            "timers-late",
+            "2,000 timers a second, each for 2 s later",
+            timers_late,
+            targets=[Target("late p99 ms", value=100)],
+        ),
         Scenario("pull-cold", "pulls of 32 after a restart", pull_cold, restart=True, rounds=3),
         *(
             Scenario(f"topics-{n}", f"single sends over {n:,} topics, 4×64, JSON", over_topics(n), group="topics")
@@ -275,5 +380,13 @@ def all_scenarios(scale: Scale) -> list[Scenario]:
             group="clients",
             servers=EVERYONE,
             targets=[Target("msg/s", value=100_000)],
+        ),
+        Scenario(
+            "client-pop",
+            "client: a work queue, each message leased and acknowledged",
+            work_queue,
+            group="clients",
+            servers=EVERYONE,
+            targets=[Target("msg/s", ratio=1.0, rival="redis")],
         ),
     ]

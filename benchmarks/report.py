@@ -35,7 +35,7 @@ def ratios(rounds: Rounds, metric: str, rival: str = "apache") -> list[float]:
 
 def verdict(target: Target, rounds: Rounds) -> str:
     if target.ratio is not None:
-        measured = ratios(rounds, target.metric)
+        measured = ratios(rounds, target.metric, target.rival)
         wanted = target.ratio
     else:
         measured = [figures[target.metric] for figures in rounds.get("rocketq", [])]

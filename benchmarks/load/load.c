@@ -8,11 +8,15 @@
  * no heartbeats) and prints one line of JSON.
  *
  *   send    C connections with W requests in flight each; --batch B sends batches of B (code 320), --topics T spreads
- *           over T topics. One connection with one in flight gives the latency of a synchronous producer.
+ *           over T topics. One connection with one in flight gives the latency of a synchronous producer. --delay-ms D or
+ *           --deliver-at MS (since the epoch) makes them timer messages; e2e takes --delay-ms as well.
  *   pull    reads the topic's queues from offset 0 to their end, one pull in flight per queue as real consumers do,
  *           and checks every record: magic, body length, consecutive queue offsets.
+ *   pop     C connections with W pops of up to --max-pull in flight each, and a batch acknowledgement for every answer, until
+ *           --count messages are acknowledged; checks every record, and that none comes twice. JSON headers.
  *   e2e     a paced sender (R messages a second) and a consumer with long-polling pulls; latency counts from the
- *           moment a message was due until it was received, so a stall is not hidden by the sender waiting too.
+ *           moment a message was due until it was received, so a stall is not hidden by the sender waiting too; one that
+ *           comes before its time ends the run.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,14 +36,17 @@
 #include <unistd.h>
 
 enum { SEND_V2 = 310, SEND_BATCH = 320, PULL = 11, CREATE_TOPIC = 17, CREATE_TOPICS = 18 };
-enum { FOUND = 0, NOT_SUPPORTED = 3, PULL_NOT_FOUND = 19, PULL_RETRY = 20, PULL_MOVED = 21 };
+enum { POP = 200050, BATCH_ACK = 200151 };
+enum { FOUND = 0, NOT_SUPPORTED = 3, PULL_NOT_FOUND = 19, PULL_RETRY = 20, PULL_MOVED = 21, POP_FULL = 209, POP_NOTHING = 210 };
 enum { MAX_CONNECTIONS = 256, MAX_QUEUES = 64, MAX_IN_FLIGHT = 1 << 14, FIRST_OPAQUE = 1 << 30 };
 
 static struct options {
-    const char *mode, *host, *header, *topic, *group;
-    long port, connections, in_flight, size, count, topics, queues, batch, rate, max_pull, suspend_ms, create;
+    const char *mode, *host, *header, *topic, *group, *broker;
+    long port, connections, in_flight, size, count, topics, queues, batch, rate, max_pull, suspend_ms, create, delay_ms,
+        deliver_at;
     double seconds, skip;
-} opt = {.host = "127.0.0.1", .header = "json", .topic = "Bench", .group = "bench_load", .connections = 1,
+} opt = {.host = "127.0.0.1", .header = "json", .topic = "Bench", .group = "bench_load", .broker = "",
+         .connections = 1,
          .in_flight = 1, .size = 1024, .topics = 1, .queues = 4, .batch = 1, .rate = 2000, .max_pull = 32,
          .suspend_ms = 15000, .create = 1, .seconds = 5};
 
@@ -388,18 +395,22 @@ static void create_topics(struct connection *c) {
 /* A SEND_MESSAGE_V2 (or batch) frame as a Java producer writes it, and the places that differ per message. */
 static struct {
     struct frame frame;
-    size_t topic, queue, born, unique, body;
+    size_t topic, queue, born, unique, deliver, body;
 } message;
 
 static const char UNIQUE[] = "7F000001123418B4AAC2000000000000"; /* the last eight digits count */
 
+static const char DELIVER[] = "TIMER_DELIVER_MS";
+
 static void properties_into(char *out, size_t size) {
-    snprintf(out, size, "UNIQ_KEY\1%s\2WAIT\1true\2TAGS\1TagA\2", UNIQUE);
+    int n = snprintf(out, size, "UNIQ_KEY\1%s\2WAIT\1true\2TAGS\1TagA\2", UNIQUE);
+    if (opt.delay_ms || opt.deliver_at)
+        snprintf(out + n, size - (size_t)n, "%s\1%013ld\2", DELIVER, opt.deliver_at);
 }
 
 static void prepare_message(void) {
     struct frame *f = &message.frame;
-    char properties[96];
+    char properties[128];
     properties_into(properties, sizeof properties);
     begin(f, opt.batch > 1 ? SEND_BATCH : SEND_V2);
     field(f, "a", opt.group);
@@ -416,6 +427,10 @@ static void prepare_message(void) {
     field(f, "k", "false");
     field(f, "m", opt.batch > 1 ? "true" : "false");
     message.body = close_header(f);
+    if (opt.delay_ms) { /* its 13 digits end before the last separator */
+        uint8_t *name = memmem(f->bytes + at, f->length - at, DELIVER, strlen(DELIVER));
+        message.deliver = (size_t)(name - f->bytes) + strlen(DELIVER) + (binary() ? 1 : 6);
+    }
     size_t property_length = strlen(properties), size = (size_t)opt.size;
     uint8_t *body = malloc(size + 1), n[20] = {0};
     for (size_t i = 0; i < size; i++) body[i] = (uint8_t)('a' + i % 26);
@@ -449,6 +464,7 @@ static void send_message(struct connection *c, uint64_t now, uint64_t born_ms, u
     decimal(copy + message.queue, queue, opt.queues > 10 ? 2 : 1);
     decimal(copy + message.born, born_ms, 13);
     hex8(copy + message.unique, unique++);
+    if (opt.delay_ms) decimal(copy + message.deliver, born_ms + (uint64_t)opt.delay_ms, 13);
     if (due && opt.size >= 8) memcpy(copy + message.body, &due, 8);
     if (opt.batch > 1) {
         size_t item = get32(copy + message.body);
@@ -549,6 +565,7 @@ static void take_records(const struct answer *a, long queue, uint64_t now, uint6
         if (now) {
             uint64_t due;
             memcpy(&due, body + 4, 8);
+            if (now < due) die("queue %ld: a message %.3f ms before its time", queue, (double)(due - now) / 1e6);
             if (due >= counted_from) sample(now - due);
         }
         q->offset++;
@@ -589,9 +606,179 @@ static void run_pull(void) {
     ended = now_ns();
 }
 
+/* ---- popping ---- */
+
+static uint8_t *popped[MAX_QUEUES]; /* one byte a message: was it seen? */
+
+static void pop(struct connection *c, uint64_t now, uint64_t wall) {
+    static struct frame f;
+    static size_t born;
+    if (!f.length) {
+        begin(&f, POP);
+        field(&f, "consumerGroup", opt.group);
+        field(&f, "topic", topics[0]);
+        number(&f, "queueId", -1);
+        number(&f, "maxMsgNums", opt.max_pull);
+        number(&f, "invisibleTime", 60000);
+        number(&f, "pollTime", 0);
+        born = number(&f, "bornTime", 1000000000000);
+        number(&f, "initMode", 0);
+        field(&f, "expType", "TAG");
+        field(&f, "exp", "*");
+        field(&f, "order", "false");
+        close_header(&f);
+        finish(&f);
+    }
+    queue_of[c->index][c->next_opaque % MAX_IN_FLIGHT] = 0;
+    decimal(request(c, &f, now) + born, wall, 13);
+}
+
+/* The text of a JSON string field in a header; its length in *length. */
+static const char *text_of(const struct answer *a, const char *key, size_t *length) {
+    const char *end = (const char *)a->header + a->header_length;
+    const char *p = memmem(a->header, a->header_length, key, strlen(key));
+    if (!p) die("a pop's answer has no %s", key);
+    p += strlen(key) + 3; /* ":" and the quotes around it */
+    *length = (size_t)((const char *)memchr(p, '"', (size_t)(end - p)) - p);
+    return p;
+}
+
+static size_t base64(char *out, const uint8_t *data, size_t length) {
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    char *p = out;
+    for (size_t i = 0; i < length; i += 3) {
+        uint32_t v = (uint32_t)data[i] << 16 | (i + 1 < length ? (uint32_t)data[i + 1] << 8 : 0) |
+                     (i + 2 < length ? data[i + 2] : 0);
+        *p++ = letters[v >> 18];
+        *p++ = letters[v >> 12 & 63];
+        *p++ = i + 1 < length ? letters[v >> 6 & 63] : '=';
+        *p++ = i + 2 < length ? letters[v & 63] : '=';
+    }
+    *p = 0;
+    return (size_t)(p - out);
+}
+
+/* Acknowledges everything that a pop's answer names: one entry a queue, a bit a message. */
+static void acknowledge(struct connection *c, const struct answer *a, uint64_t now) {
+    static struct frame f;
+    size_t starts_length, offsets_length;
+    const char *starts = text_of(a, "startOffsetInfo", &starts_length);
+    const char *offsets = text_of(a, "msgOffsetInfo", &offsets_length);
+    const char *starts_end = starts + starts_length, *offsets_end = offsets + offsets_length;
+    long long popped_at = value_of(a->header, a->header_length, "popTime", 0);
+    long long invisible = value_of(a->header, a->header_length, "invisibleTime", 0);
+    long long revive = value_of(a->header, a->header_length, "reviveQid", 0);
+    begin(&f, BATCH_ACK);
+    close_header(&f);
+    text(&f, "{\"acks\":[");
+    for (int first = 1; starts < starts_end; first = 0) {
+        char *p;
+        uint8_t bits[8192] = {0};
+        char encoded[11000], entry[11600];
+        long retry = strtol(starts, &p, 10), queue = strtol(p, &p, 10);
+        long long start = strtoll(p, &p, 10);
+        starts = p + 1;
+        strtol(offsets, &p, 10);
+        if (strtol(p, &p, 10) != queue) die("startOffsetInfo and msgOffsetInfo name other queues");
+        size_t highest = 0;
+        do {
+            size_t bit = (size_t)(strtoll(p + (*p == ','), &p, 10) - start);
+            if (bit >= sizeof bits * 8) die("queue %ld: offsets too far apart", queue);
+            bits[bit / 8] |= (uint8_t)(1 << bit % 8);
+            if (bit > highest) highest = bit;
+        } while (p < offsets_end && *p == ',');
+        offsets = p + 1;
+        base64(encoded, bits, highest / 8 + 1);
+        snprintf(entry, sizeof entry,
+                 "%s{\"b\":\"%s\",\"c\":\"%s\",\"it\":%lld,\"pt\":%lld,\"q\":%ld,\"r\":\"%ld\",\"rq\":%lld,\"so\":%lld,"
+                 "\"t\":\"%s\"}", first ? "" : ",", encoded, opt.group, invisible, popped_at, queue, retry, revive,
+                 start, topics[0]);
+        text(&f, entry);
+    }
+    text(&f, "],\"brokerName\":\"");
+    text(&f, opt.broker);
+    text(&f, "\"}");
+    finish(&f);
+    queue_of[c->index][c->next_opaque % MAX_IN_FLIGHT] = 1;
+    request(c, &f, now);
+}
+
+static uint64_t take_popped(const struct answer *a) {
+    const uint8_t *p = a->body, *end = p + a->body_length;
+    uint64_t count = 0;
+    while (p < end) {
+        uint32_t total = get32(p), queue = get32(p + 12), sys_flag = get32(p + 36);
+        uint64_t offset = get64(p + 20);
+        if (total > (size_t)(end - p) || get32(p + 4) != 0xDAA320A7 || queue >= MAX_QUEUES) die("not a record");
+        if (offset >= (uint64_t)opt.count) die("queue %u: offset %llu", queue, (unsigned long long)offset);
+        if (popped[queue][offset]++) die("queue %u: offset %llu came twice", queue, (unsigned long long)offset);
+        bytes += get32(p + 84 + (sys_flag & 0x10 ? 12 : 0) + (sys_flag & 0x20 ? 12 : 0));
+        count++;
+        p += total;
+    }
+    return count;
+}
+
+static void run_pop(void) {
+    uint64_t found = 0;
+    if (!opt.count) die("--count is needed for pop: how many messages the topic has");
+    if (binary()) die("codes beyond 32767 need JSON headers");
+    for (long q = 0; q < opt.queues; q++) popped[q] = calloc((size_t)opt.count, 1);
+    started = now_ns();
+    for (long i = 0; i < opt.connections; i++) {
+        for (long w = 0; w < opt.in_flight; w++, in_flight++) pop(&connections[i], started, wall_ms());
+        flush_out(&connections[i]);
+    }
+    while (in_flight) {
+        struct epoll_event events[64];
+        int n = epoll_wait(epoll, events, 64, 30000);
+        if (n == 0) die("no answer for 30 s: %llu popped", (unsigned long long)found);
+        for (int i = 0; i < n; i++) {
+            struct connection *c = events[i].data.ptr;
+            struct answer a;
+            if (events[i].events & EPOLLIN) read_in(c);
+            uint64_t now = now_ns(), wall = wall_ms();
+            while (next_answer(c, &a)) {
+                in_flight--;
+                answers++;
+                sample(now - c->sent_at[a.opaque % MAX_IN_FLIGHT]);
+                if (queue_of[c->index][a.opaque % MAX_IN_FLIGHT]) { /* an acknowledgement */
+                    if (a.code) { if (!errors++) show_error(&a, "an acknowledgement"); }
+                    continue;
+                }
+                if (a.code == FOUND) {
+                    found += take_popped(&a);
+                    acknowledge(c, &a, now);
+                    in_flight++;
+                } else if (a.code == POP_NOTHING || a.code == PULL_NOT_FOUND || a.code == POP_FULL) empty_answers++;
+                else show_error(&a, "a pop"), exit(1);
+                if (found < (uint64_t)opt.count) {
+                    pop(c, now, wall);
+                    in_flight++;
+                }
+            }
+            flush_out(c);
+        }
+    }
+    messages = found;
+    ended = now_ns();
+}
+
 /* ---- end to end ---- */
 
+static uint64_t clocks_apart; /* ns of CLOCK_REALTIME minus those of CLOCK_MONOTONIC */
+
+static uint64_t wall_of(uint64_t monotonic) { return (monotonic + clocks_apart) / 1000000u; }
+
+/* The next moment at which the wall clock shows a whole ms: what a timer can ask for. */
+static uint64_t to_whole_ms(uint64_t monotonic) {
+    return (monotonic + clocks_apart + 999999u) / 1000000u * 1000000u - clocks_apart;
+}
+
 static void run_e2e(void) {
+    struct timespec wall;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    clocks_apart = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec - now_ns();
     struct connection *sender = &connections[0];
     uint64_t interval = 1000000000u / (uint64_t)opt.rate, sent = 0, acknowledged = 0;
     uint64_t wanted = (uint64_t)((opt.seconds + opt.skip) * (double)opt.rate);
@@ -614,10 +801,13 @@ static void run_e2e(void) {
             struct connection *c = events[i].data.ptr;
             struct answer a;
             if (!c) {
-                uint64_t ticks, born = wall_ms();
+                uint64_t ticks;
                 if (read(timer, &ticks, sizeof ticks) != sizeof ticks) continue;
-                for (; ticks && sent < wanted; ticks--, sent++)
-                    send_message(sender, now_ns(), born, started + sent * interval);
+                for (; ticks && sent < wanted; ticks--, sent++) {
+                    uint64_t due = started + sent * interval;
+                    if (opt.delay_ms) due = to_whole_ms(due) + (uint64_t)opt.delay_ms * 1000000u;
+                    send_message(sender, now_ns(), wall_of(due) - (uint64_t)opt.delay_ms, due);
+                }
                 if (sent == wanted) epoll_ctl(epoll, EPOLL_CTL_DEL, timer, NULL);
                 flush_out(sender);
                 continue;
@@ -651,14 +841,16 @@ static void parse(int argc, char **argv) {
     struct { const char *name; long *number; const char **string; double *real; } table[] = {
         {"--host", NULL, &opt.host, NULL}, {"--port", &opt.port, NULL, NULL},
         {"--header", NULL, &opt.header, NULL}, {"--topic", NULL, &opt.topic, NULL},
-        {"--group", NULL, &opt.group, NULL}, {"--connections", &opt.connections, NULL, NULL},
+        {"--group", NULL, &opt.group, NULL}, {"--broker", NULL, &opt.broker, NULL},
+        {"--connections", &opt.connections, NULL, NULL},
         {"--in-flight", &opt.in_flight, NULL, NULL}, {"--size", &opt.size, NULL, NULL},
         {"--count", &opt.count, NULL, NULL}, {"--seconds", NULL, NULL, &opt.seconds},
         {"--skip", NULL, NULL, &opt.skip}, {"--topics", &opt.topics, NULL, NULL},
         {"--queues", &opt.queues, NULL, NULL}, {"--batch", &opt.batch, NULL, NULL},
         {"--rate", &opt.rate, NULL, NULL}, {"--max-pull", &opt.max_pull, NULL, NULL},
-        {"--suspend-ms", &opt.suspend_ms, NULL, NULL}, {"--create", &opt.create, NULL, NULL}};
-    if (argc < 2) die("usage: load send|pull|e2e --port N [--name value ...]; the options are in parse() of load.c");
+        {"--suspend-ms", &opt.suspend_ms, NULL, NULL}, {"--create", &opt.create, NULL, NULL},
+        {"--delay-ms", &opt.delay_ms, NULL, NULL}, {"--deliver-at", &opt.deliver_at, NULL, NULL}};
+    if (argc < 2) die("usage: load send|pull|pop|e2e --port N [--name value ...]; the options are in parse() of load.c");
     opt.mode = argv[1];
     for (int i = 2; i < argc; i += 2) {
         size_t o = 0;
@@ -682,8 +874,9 @@ int main(int argc, char **argv) {
     create_topics(&connections[0]);
     if (!strcmp(opt.mode, "send")) run_send();
     else if (!strcmp(opt.mode, "pull")) run_pull();
+    else if (!strcmp(opt.mode, "pop")) run_pop();
     else if (!strcmp(opt.mode, "e2e")) run_e2e();
-    else die("unknown mode %s: send, pull or e2e", opt.mode);
+    else die("unknown mode %s: send, pull, pop or e2e", opt.mode);
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
     double cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
