@@ -296,6 +296,14 @@ class BrokerConfig(Config):
     channel_expired_timeout: int = _option(
         120_000, "A client without heartbeat for this long is taken out of its groups.", unit="ms", low=100
     )
+    rebalance_lock_max_live_time: int = _option(
+        60_000,
+        "A queue that an ordered consumer has locked is free again when the lock was not renewed for this long. "
+        "Clients stop working on a queue 30 s after they last heard that it is theirs, so not below that.",
+        key="rocketmq.broker.rebalance.lockMaxLiveTime",
+        unit="ms",
+        low=1,
+    )
     flush_consumer_offset_interval: int = _option(
         5000, "How often consumer offsets are written to disk.", unit="ms", low=10
     )
@@ -346,8 +354,27 @@ class BrokerConfig(Config):
     max_hash_slot_num: int = _option(5_000_000, "Hash slots of an index file.", low=1)
     max_index_num: int = _option(20_000_000, "Entries of an index file.", low=2)
     check_crc_on_recover: bool = _option(True, "Check bodies after an unclean stop.", key="checkCRCOnRecover")
+    file_reserved_time: int = _option(
+        72, "Messages are kept for at least this long, unless the disk gets full.", unit="h", low=0
+    )
+    delete_when: str = _option(
+        "04", "Hours of the day, `04` or `04;16` in local time, in which expired files are removed."
+    )
+    clean_resource_interval: int = _option(
+        10_000, "How often is looked for files that may be removed.", unit="ms", low=10
+    )
     disk_max_used_space_ratio: int = _option(
-        75, "From this use of the disk on, a warning is logged.", unit="%", low=10, high=99
+        75,
+        "From this use of the disk on, expired files are removed at any hour, with a warning.",
+        unit="%",
+        low=10,
+        high=99,
+    )
+    disk_space_clean_forcibly_ratio: int = _option(
+        85, "From this use of the disk on, the oldest files are removed, expired or not.", unit="%", low=10, high=100
+    )
+    clean_file_forcibly_enable: bool = _option(
+        True, "Remove files that are not expired when the disk is past diskSpaceCleanForciblyRatio."
     )
     disk_space_warning_level_ratio: int = _option(
         90, "From this use of the disk on, writes are refused.", unit="%", low=10, high=100

@@ -90,7 +90,9 @@ class Broker:
         self.topics = Topics(config, root / "topics.json", files, self._topics_changed, clock_ms)
         self.groups = Groups(config, root / "subscriptionGroup.json", files, clock_ms)
         self.clients = Clients(config, self.groups, self.topics, time.monotonic)
-        self.locks = QueueLocks(time.monotonic)
+        self.locks = QueueLocks(
+            root / "queueLocks.json", files, time.monotonic, config.rebalance_lock_max_live_time / 1000
+        )
         self.offsets = Offsets(root / "consumerOffset.json", files, self.groups, self.topics, self.store, clock_ms)
         self.delay = Delay(config, root / "delayOffset.json", files, self.store, clock_ms)
         self.batch = Batch(config, self.store, self.statistics)
@@ -181,6 +183,7 @@ class Broker:
             self.topics.load()
             self.groups.load()
             self.offsets.load()
+            self.locks.load()
             if not recovery.clean:
                 self.offsets.forget_lost()
             for topic in self.topics.adopt(self.store.queues()):
@@ -225,6 +228,7 @@ class Broker:
         self.hold.stop()
         try:
             await self.delay.stop()
+            await self.locks.save()
             for table in (self.topics, self.groups, self.offsets, self.delay):
                 self.saver.save(table)
         except StoreError as error:
@@ -291,6 +295,7 @@ class Broker:
     def _config_changed(self, names: set[str]) -> None:
         self.batch.config_changed()
         self.sender.forget_topics()
+        self.store.configure(self.config.store())
         if "broker_permission" in names:
             self.topics.changed()
 
