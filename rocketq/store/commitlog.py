@@ -244,6 +244,16 @@ class CommitLog:
             self._files.close(file.fd)
         self._files.unlink(file.path)
 
+    def forget_first(self) -> str:
+        """Forget the oldest file, which is on disk; returns its path, for the caller to remove. Slices stay valid."""
+        file = self.files.pop(0)
+        self._starts.pop(0)
+        self._unmap(file)
+        if file.fd >= 0:
+            self._files.close(file.fd)
+            file.fd = -1
+        return file.path
+
     def room(self, offset: int) -> int:
         """The offset up to which records may reach in the file of `offset` (there has to be room for a filler)."""
         file = self.find(offset)

@@ -32,7 +32,14 @@ class StoreConfig:
     check_crc_on_recover: bool = True
     #: needed to rebuild the ConsumeQueue of delayed messages
     message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
+    #: hours
+    file_reserved_time: int = 72
+    #: hours of the day, local time, "04" or "04;16"
+    delete_when: str = "04"
+    clean_resource_interval: int = 10_000
+    clean_file_forcibly_enable: bool = True
     disk_max_used_space_ratio: int = 75
+    disk_space_clean_forcibly_ratio: int = 85
     disk_space_warning_level_ratio: int = 90
 
     def __post_init__(self) -> None:
@@ -40,6 +47,7 @@ class StoreConfig:
             raise ConfigError(f"flushDiskType is {self.flush_disk_type!r}, not ASYNC_FLUSH or SYNC_FLUSH")
         if "," in self.commit_log_directory:
             raise ConfigError(f"storePathCommitLog={self.commit_log_directory}: only one directory is supported")
+        self.delete_hours()
         whole = -(-self.mapped_file_size_consume_queue // 20) * 20
         object.__setattr__(self, "mapped_file_size_consume_queue", whole)
 
@@ -50,6 +58,13 @@ class StoreConfig:
     @property
     def sync_flush(self) -> bool:
         return self.flush_disk_type == "SYNC_FLUSH"
+
+    def delete_hours(self) -> list[int]:
+        """The hours of the day at which expired files are removed. Raises ConfigError."""
+        hours = [part.strip() for part in self.delete_when.split(";") if part.strip()]
+        if any(not (hour.isdecimal() and int(hour) < 24) for hour in hours):
+            raise ConfigError(f"deleteWhen is {self.delete_when!r}, not hours of the day like 04 or 04;16")
+        return [int(hour) for hour in hours]
 
     def delay_levels(self) -> list[int]:
         """The delay in ms of the levels 1, 2, …. Raises ConfigError."""

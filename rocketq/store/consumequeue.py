@@ -16,6 +16,7 @@ import os
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from rocketq.errors import StoreError
 from rocketq.store.files import Files
@@ -340,6 +341,18 @@ class ConsumeQueues:
         queue.first = index * self._per_file
         queue.flushed = queue.max_offset = queue.next_offset = offset
         queue.min_valid_for = -1
+
+    def clean(self, queue: Queue, log_min: int) -> None:
+        """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""
+        last = max(queue.flushed - 1, 0) // self._per_file
+        while (index := queue.first // self._per_file) < last:
+            entry = self.entry(queue, (index + 1) * self._per_file - 1)
+            if entry is not None and entry[0] >= log_min and entry[1] != _BLANK_SIZE:
+                break
+            with suppress(FileNotFoundError):
+                self._remove_file(queue, index)
+            queue.first = (index + 1) * self._per_file
+            queue.min_valid_for = -1
 
     def _drop_tail(self, queue: Queue, keep: int) -> None:
         self.pending_bytes -= len(queue.tail) - keep

@@ -359,6 +359,14 @@ class Index:
             self.files[-1].cut(offset)
             self._changed.add(self.files[-1].path)
 
+    def clean(self, log_min: int) -> None:
+        """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""
+        while len(self.files) > 1 and self.files[0].end_offset < log_min:
+            file = self.files.pop(0)
+            file.close()
+            self._changed.discard(file.path)
+            self._files.unlink(file.path)
+
     def add(self, batch: Iterable[Appended]) -> None:
         """Collect messages."""
         if self.enabled:

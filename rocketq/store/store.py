@@ -33,8 +33,9 @@ from rocketq.store.config import StoreConfig
 from rocketq.store.files import Buffer, Files, OsFiles, store_error
 from rocketq.store.flush import Flusher
 from rocketq.store.marks import Checkpoint, Marks
-from rocketq.store.reader import Reader
+from rocketq.store.reader import Reader, store_time_of
 from rocketq.store.recovery import recover
+from rocketq.store.retention import Retention
 from rocketq.store.values import Appended, GetStatus, QueryResult, ReadResult, Recovery
 
 __all__ = ["Appended", "GetStatus", "MessageStore", "QueryResult", "ReadResult", "Recovery"]
@@ -107,6 +108,11 @@ class MessageStore(Reader):
         self._goal: tuple[Checkpoint, int] | None = None
         self._saved_offset = 0
         self._saved_at = 0.0
+        self._saved_last = -1  # the last record before the checkpoint that was begun …
+        self._safe = -1  # … and before the one that is on disk
+        self.retention = Retention(
+            config, self.log, self.consume_queues, self.index, self.files, self._stored_at, clock_ms
+        )
 
     # opening and closing
 
@@ -167,6 +173,7 @@ class MessageStore(Reader):
         done = clean and not report.records
         self._saved_offset = end if done else -1
         self._saved_at = time.monotonic() if done else float("-inf")
+        self._safe = checkpoint.last if done else -1
         self._judge()
         log.info("store %s is open: %s", config.store_path_root_dir, report)
         return report
@@ -184,6 +191,7 @@ class MessageStore(Reader):
         self._flusher.on_durable = None
         self._flusher.stop()
         self.advance()
+        self.retention.finish()
         self.writable, self.why_not_writable = False, "the store is closed"
         try:
             if not self._broken and not self._flusher.failure:
@@ -440,6 +448,14 @@ class MessageStore(Reader):
 
     # upkeep
 
+    def configure(self, config: StoreConfig) -> None:
+        """Take over marks of the disk and the settings of retention; others count only when a store is opened."""
+        self.config = self.retention.config = config
+
+    def _stored_at(self, offset: int) -> int | None:
+        record = self.record_at(offset)
+        return store_time_of(record) if record is not None else None
+
     def delete_topic(self, topic: str) -> None:
         """Remove the queues of a topic. Its records stay in the log until their files go. Raises StoreError.
 
@@ -466,6 +482,11 @@ class MessageStore(Reader):
         else:
             if self._full and self.files.disk(self.log.directory)[1] > self._needed:
                 self._full = ""
+        if self._helper is not None:
+            try:
+                self.retention.step(min(self._safe, self.durable_offset), self._helper)
+            except OSError as error:
+                log.error("old files of %s cannot be removed: %s", self.config.store_path_root_dir, error)
         self._judge()
         self.log.close_before(self.durable_offset)
         self.log.release()
@@ -527,6 +548,8 @@ class MessageStore(Reader):
                 return
             self._saving.result()
             self._saving = None
+            if not self._broken:
+                self._safe = self._saved_last
         if self._goal is None:
             if time.monotonic() - self._saved_at < _CHECKPOINT_EVERY or self._saved_offset == self.readable:
                 return
@@ -537,7 +560,7 @@ class MessageStore(Reader):
             return
         self._goal = None
         self._saved_at = time.monotonic()
-        self._saved_offset = checkpoint.offset or 0
+        self._saved_offset, self._saved_last = checkpoint.offset or 0, checkpoint.last
         self._saving = self._helper.submit(self._save, checkpoint, *self._changed())
 
     def _changed(self) -> tuple[list[str], list[str]]:
