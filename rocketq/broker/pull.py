@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from rocketq.broker.clients import Clients
+from rocketq.broker.filtering import filter_for
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold, Waiter
 from rocketq.broker.offsets import Offsets
@@ -19,7 +20,7 @@ from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
-from rocketq.filters import ALL, parse_codes, parse_tags
+from rocketq.filters import ALL, parse_tags
 from rocketq.hashing import tags_code
 from rocketq.remoting.bodies import SubscriptionData
 from rocketq.remoting.codes import (
@@ -178,10 +179,7 @@ class Pull:
         else:
             subscription = self._subscription(header, group_config.consume_broadcast_enable)
             expression, kind = subscription.sub_string, subscription.expression_type
-        if kind and kind != "TAG":
-            remark = f"The broker does not support consumer to filter message by {kind}"
-            raise Refused(ResponseCode.SYSTEM_ERROR, remark)
-        return parse_codes(expression)
+        return filter_for(expression, kind).codes
 
     def _subscription(self, header: PullHeader, broadcast_allowed: bool) -> SubscriptionData:
         """What the group said in its heartbeats that it wants of the topic. Raises Refused."""
