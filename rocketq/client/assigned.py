@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 from rocketq.client.process_queue import ProcessQueue
 from rocketq.message import MessageQueue, ReceivedMessage
 
-#: Seconds that a lock counts as ours after the broker's last word (`rocketq.client.rebalance.lockMaxLiveTime`).
-LOCK_LIVES = 30.0
+#: Seconds that a lock counts as ours after the broker's last word. In the environment, in ms and under the name of
+#: Apache's property `rocketmq.client.rebalance.lockMaxLiveTime`; has to be well below the broker's own (60 s).
+LOCK_LIVES = float(os.environ.get("ROCKETMQ_CLIENT_REBALANCE_LOCKMAXLIVETIME") or 30_000) / 1000
 
 
 class Assigned:

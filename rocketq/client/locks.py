@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable
 
 from rocketq.client.instance import ClientInstance
@@ -16,25 +17,28 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 log = logging.getLogger("rocketq.client")
 
 TIMEOUT = 1.0
+#: Seconds between renewals; in the environment in ms (Apache's property `rocketmq.client.rebalance.lockInterval`).
+INTERVAL = float(os.environ.get("ROCKETMQ_CLIENT_REBALANCE_LOCKINTERVAL") or 20_000) / 1000
 
 
 class Locks:
-    """Locks of one group and client; the broker forgets them after 60 s without a renewal.
-
-    `interval`: seconds between renewals.
-    """
-
-    interval = 20.0
+    """Locks of one group and client; the broker forgets them after 60 s without a renewal."""
 
     def __init__(self, instance: ClientInstance, group: str) -> None:
         self._instance = instance
         self._group = group
         self._troubles = Troubles()
 
-    async def lock(self, queues: Iterable[MessageQueue]) -> set[MessageQueue]:
-        """Takes or renews locks; returns the queues that are ours now."""
-        held = await asyncio.gather(*[self._lock(address, part) for address, part in self._by_broker(queues)])
-        return set().union(*held)
+    async def lock(self, queues: Iterable[MessageQueue]) -> dict[MessageQueue, bool]:
+        """Takes or renews locks; says which queues are ours now and which another member's.
+
+        Queues whose broker cannot be asked are left out.
+        """
+        answers: dict[MessageQueue, bool] = {}
+        parts = [self._lock(address, part) for address, part in self._by_broker(queues)]
+        for part in await asyncio.gather(*parts):
+            answers.update(part)
+        return answers
 
     async def unlock(self, queues: Iterable[MessageQueue]) -> None:
         """Lets others have the queues."""
@@ -55,7 +59,7 @@ class Locks:
     def _body(self, queues: list[MessageQueue]) -> bytes:
         return LockBatchBody(self._group, self._instance.client_id, queues).encode()
 
-    async def _lock(self, address: str, queues: list[MessageQueue]) -> set[MessageQueue]:
+    async def _lock(self, address: str, queues: list[MessageQueue]) -> dict[MessageQueue, bool]:
         try:
             answer = await self._instance.remoting.call(
                 address, RequestCode.LOCK_BATCH_MQ, {}, self._body(queues), timeout=TIMEOUT
@@ -63,10 +67,11 @@ class Locks:
         except RemotingError as error:
             level = self._troubles.level(address)
             log.log(level, "group %s: broker %s does not answer for locks: %s", self._group, address, error)
-            return set()
+            return {}
         if answer.code != ResponseCode.SUCCESS:
             level = self._troubles.level(address)
             log.log(level, "group %s: broker %s gives no locks: %s", self._group, address, answer.remark)
-            return set()
+            return {}
         self._troubles.over(address)
-        return set(LockBatchResponse.decode(bytes(answer.body)).queues)
+        held = set(LockBatchResponse.decode(bytes(answer.body)).queues)
+        return {queue: queue in held for queue in queues}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rocketq.client.assigned import Assigned
 from rocketq.client.consuming import Concurrently, Handler, MessageHook, Orderly, Rules
 from rocketq.client.instance import ClientInstance
-from rocketq.client.locks import Locks
+from rocketq.client.locks import INTERVAL, Locks
 from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
@@ -28,8 +29,10 @@ log = logging.getLogger("rocketq.client")
 
 #: Delivery attempts of a message unless said otherwise (ordered: without end).
 MAX_RECONSUME_TIMES = 16
-#: Seconds that the running handler of an ordered queue may delay its release.
-RELEASE_WAIT = 20.0
+#: Seconds between two log lines about an ordered queue that cannot be let go because its handler still runs.
+RELEASE_NOTICE = 20.0
+#: Seconds between commits. An ordered consumer commits more often: after a crash the others start over from there.
+PERSIST_INTERVAL, ORDERED_PERSIST_INTERVAL = 5.0, 0.5
 
 
 class PushConsumer(GroupMember):
@@ -40,12 +43,15 @@ class PushConsumer(GroupMember):
     queue at a time, and `concurrency` bounds how many calls run at once.
 
     `model`: CLUSTERING (each message to one member) or BROADCASTING (to all; offsets in a local file, no retries).
-    `ordered`: one call at a time per queue, in order, under a lock at the broker. `from_where`: where a group without
+    `ordered`: one call at a time per queue, in order, under a lock at the broker; a queue that another member should
+    have stays ours until its running handler has returned, and one whose lock lapsed (the process was stopped, the
+    broker away) is begun anew where the group is. `from_where`: where a group without
     a stored offset begins: "LAST" (brokers begin young, small queues at their start even so), "FIRST", or ms since the
     epoch. `max_reconsume_times`: redeliveries before the dead
     letter queue (default 16; ordered: no limit). `strategy`: how the group shares the queues, a plain function (see
     `rebalance`). `consume_timeout`: seconds until messages are taken from a handler that does not return and handed
     back (not ordered). `suspend`: seconds before an ordered queue goes on after a failure.
+    `persist_interval`: seconds between commits (default 5; ordered: 0.5).
 
     Per queue at most `max_messages`, `max_bytes` and (not ordered) `max_span` offsets are held. `on_rebalanced(topic,
     assigned, revoked)`, `on_retried(message)`, `on_dead_lettered(message)` are called as it happens. Further options
@@ -74,7 +80,7 @@ class PushConsumer(GroupMember):
         max_messages: int = 1000,
         max_bytes: int = 100 * 1024 * 1024,
         max_span: int = 2000,
-        persist_interval: float = 5.0,
+        persist_interval: float | None = None,
         rebalance_interval: float = REBALANCE_INTERVAL,
         on_rebalanced: RebalanceHook | None = None,
         on_retried: MessageHook | None = None,
@@ -111,7 +117,7 @@ class PushConsumer(GroupMember):
         super().__init__(
             membership,
             offset_store,
-            persist_interval=persist_interval,
+            persist_interval=persist_interval or (ORDERED_PERSIST_INTERVAL if ordered else PERSIST_INTERVAL),
             rebalance_interval=rebalance_interval,
             on_rebalanced=on_rebalanced,
         )
@@ -132,14 +138,20 @@ class PushConsumer(GroupMember):
         self._puller = Puller(
             membership,
             PullRules(
-                pull_batch, max_messages, max_bytes, None if ordered else max_span, commits=not self.broadcast
+                pull_batch,
+                max_messages,
+                max_bytes,
+                None if ordered else max_span,
+                # whether the lock still holds is looked at when an ordered queue commits, and nowhere else
+                commits=not self.broadcast and not ordered,
             ),
             arrived=self.consuming.arrived,
             illegal_offset=self._illegal_offset,
             statistics=self.statistics,
         )
         self._locks = Locks(instance, group) if ordered else None
-        self._releasing: dict[MessageQueue, asyncio.Task[None]] = {}
+        #: Ordered queues that are not ours any more except for their running handler, which nobody may overtake.
+        self._releasing: dict[Assigned, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def subscribe(self, topic: str, expression: str = "*") -> None:
@@ -199,13 +211,16 @@ class PushConsumer(GroupMember):
         for one in self.assigned.values():
             await cancel_all(one.tasks[:1])
         clean = await self.consuming.finish(timeout)
+        # A function in a thread goes on whatever becomes of its task: its queue stays locked until the lock lapses.
+        busy = {call.assigned for call in self.consuming.running}
         for one in self.assigned.values():
             await cancel_all(one.tasks)
+        await cancel_all([task for one, task in self._releasing.items() if one in busy])
         if self._releasing:
-            await asyncio.wait(list(self._releasing.values()), timeout=RELEASE_WAIT)
+            await asyncio.wait(list(self._releasing.values()))
         await self._commit(self.assigned.values(), wait=True)
         if self._locks is not None:
-            await self._locks.unlock(list(self.assigned))
+            await self._locks.unlock([queue for queue, one in self.assigned.items() if one not in busy])
         for one in self.assigned.values():
             one.drop()
         self.assigned.clear()
@@ -231,10 +246,11 @@ class PushConsumer(GroupMember):
     async def _acquire(self, wanted: list[MessageQueue]) -> list[Assigned]:
         if self._locks is None:
             return await super()._acquire(wanted)
-        wanted = [queue for queue in wanted if queue not in self._releasing]
+        releasing = {one.queue for one in self._releasing}
+        wanted = [queue for queue in wanted if queue not in releasing]
         locked_at = time.monotonic()
-        locked = await self._locks.lock(wanted)
-        fresh = await super()._acquire([queue for queue in wanted if queue in locked])
+        answers = await self._locks.lock(wanted)
+        fresh = await super()._acquire([queue for queue in wanted if answers.get(queue)])
         for one in fresh:
             one.locked_at = locked_at
         return fresh
@@ -249,32 +265,41 @@ class PushConsumer(GroupMember):
         if self._locks is None:
             await super()._revoke(one)
             return
+        self._let_go(one)
+
+    def _let_go(self, one: Assigned) -> None:
         del self.assigned[one.queue]
         self.membership.calls.forget(one.queue)
-        task = self._releasing[one.queue] = asyncio.create_task(self._release(one))
-        task.add_done_callback(lambda _: self._released(one.queue))
+        one.drop()
+        self._releasing[one] = asyncio.create_task(self._release(one), name=f"rocketq-release-{one.queue}")
 
     async def _release(self, one: Assigned) -> None:
         assert self._locks is not None
-        one.drop()
-        await self._stop(one, None)
-        await self._commit([one], wait=True)
-        self.offsets.forget(one.queue)
-        await self._locks.unlock([one.queue])
-
-    def _released(self, queue: MessageQueue) -> None:
-        self._releasing.pop(queue, None)
-        if self._running:
-            self.wake()
+        try:
+            await self._stop(one, None)
+            await self._commit([one], wait=True)
+            self.offsets.forget(one.queue)
+            await self._locks.unlock([one.queue])
+        finally:
+            del self._releasing[one]
+            if self._running:
+                self.wake()
 
     async def _stop(self, one: Assigned, except_for: asyncio.Task[None] | None) -> None:
-        """Ends the tasks of a dropped queue; a running handler may finish."""
+        """Ends the tasks of a dropped queue. An ordered handler that runs is waited for, however long it takes."""
         pull, *consume = one.tasks
         if pull is not except_for:
             await cancel_all([pull])
-        if consume:
-            await asyncio.wait(consume, timeout=RELEASE_WAIT)
-            await cancel_all(consume)
+        while consume:
+            _, running = await asyncio.wait(consume, timeout=RELEASE_NOTICE)
+            consume = list(running)
+            if consume:
+                log.warning("group %s: %s is let go of when its running handler returns", self.group, one.queue)
+
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+        if self._locks is not None:  # else another member may be further than we know
+            queues = [one for one in queues if one.locked]
+        await super()._commit(queues, wait=wait)
 
     # periodic work
 
@@ -287,13 +312,18 @@ class PushConsumer(GroupMember):
     async def _keep_locks(self) -> None:
         assert self._locks is not None
         while True:
-            await asyncio.sleep(self._locks.interval)
+            await asyncio.sleep(INTERVAL)
             asked_at = time.monotonic()
-            held = await self._locks.lock(list(self.assigned))
-            for queue, one in self.assigned.items():
-                if queue in held:
-                    one.locked_at = asked_at
-                    one.arrived.set()
+            owned = [one for one in (*self.assigned.values(), *self._releasing) if one.locked]
+            answers = await self._locks.lock([one.queue for one in owned])
+            for one in owned:
+                if one.locked and one.queue in answers:
+                    one.locked_at = asked_at if answers[one.queue] else float("-inf")
+            for one in [one for one in self.assigned.values() if not one.locked]:
+                log.warning(
+                    "group %s lost its lock of %s, beginning anew where the group is", self.group, one.queue
+                )
+                self._let_go(one)
 
     async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:
         begun = time.monotonic()
