@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rocketq.cli.output import common, done, show
-from rocketq.client.admin import Admin
+from rocketq.cli.options import ClientOptions, client_options
+from rocketq.cli.output import done, show
 from rocketq.errors import BrokerError, RemotingError, RocketQError
 
 
@@ -16,11 +16,11 @@ def cluster() -> None:
 
 @cluster.command("list")
 @click.option("-c", "--cluster", "name", help="This cluster only.")
-@common
-def list_brokers(namesrv: str, as_json: bool, name: str | None) -> None:
+@client_options
+def list_brokers(options: ClientOptions, name: str | None) -> None:
     """List the brokers."""
     rows: list[list[object]] = []
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         for broker in admin.brokers(name):
             try:
                 info = admin.runtime_info(broker.address)
@@ -37,7 +37,7 @@ def list_brokers(namesrv: str, as_json: bool, name: str | None) -> None:
                     _first(info.get("getTransferredTps")),
                 ]
             )
-    show(as_json, ["CLUSTER", "BROKER", "ID", "ADDRESS", "VERSION", "IN TPS", "OUT TPS"], rows)
+    show(options.as_json, ["CLUSTER", "BROKER", "ID", "ADDRESS", "VERSION", "IN TPS", "OUT TPS"], rows)
 
 
 def _first(text: str | None) -> float | None:
@@ -50,26 +50,26 @@ def _first(text: str | None) -> float | None:
 
 @cluster.command("wipe-write")
 @click.argument("broker")
-@common
-def wipe_write(namesrv: str, as_json: bool, broker: str) -> None:
+@client_options
+def wipe_write(options: ClientOptions, broker: str) -> None:
     """Drain a broker: producers stop sending to it within one route refresh, consumers finish what is there.
 
     It holds until the broker is restarted or its topics are changed.
     """
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         count = admin.wipe_write(broker)
     if not count:
-        raise RocketQError(f"no NameServer of {namesrv} knows topics of a broker named {broker}")
-    done(as_json, f"broker {broker} takes no messages for {count} topics", broker=broker, topics=count)
+        raise RocketQError(f"no NameServer of {options.namesrv} knows topics of a broker named {broker}")
+    done(options.as_json, f"broker {broker} takes no messages for {count} topics", broker=broker, topics=count)
 
 
 @cluster.command("add-write")
 @click.argument("broker")
-@common
-def add_write(namesrv: str, as_json: bool, broker: str) -> None:
+@client_options
+def add_write(options: ClientOptions, broker: str) -> None:
     """Let producers send to a broker again."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         count = admin.add_write(broker)
     if not count:
-        raise RocketQError(f"no NameServer of {namesrv} knows topics of a broker named {broker}")
-    done(as_json, f"broker {broker} takes messages for {count} topics", broker=broker, topics=count)
+        raise RocketQError(f"no NameServer of {options.namesrv} knows topics of a broker named {broker}")
+    done(options.as_json, f"broker {broker} takes messages for {count} topics", broker=broker, topics=count)

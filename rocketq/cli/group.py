@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rocketq.cli.output import common, done, print_json, show, time_text
-from rocketq.client.admin import Admin
+from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
+from rocketq.cli.output import done, print_json, show, time_text
 from rocketq.names import check_group, is_system_group
 from rocketq.remoting.bodies import SubscriptionGroupConfig
 
@@ -20,15 +20,15 @@ def group() -> None:
 @group.command("list")
 @click.option("-a", "--all", "everything", is_flag=True, help="The system's groups too.")
 @_cluster
-@common
-def list_groups(namesrv: str, as_json: bool, everything: bool, cluster: str | None) -> None:
+@client_options
+def list_groups(options: ClientOptions, everything: bool, cluster: str | None) -> None:
     """List the groups and their settings."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         groups = admin.groups(cluster)
     if not everything:
         groups = {name: config for name, config in groups.items() if not is_system_group(name)}
     show(
-        as_json,
+        options.as_json,
         ["GROUP", "ENABLED", "BROADCAST", "ORDERED", "MAX RETRIES", "RETRY QUEUES"],
         [
             [
@@ -60,10 +60,9 @@ def list_groups(namesrv: str, as_json: bool, everything: bool, cluster: str | No
 @click.option("--disabled", is_flag=True, help="Nobody may consume.")
 @click.option("--no-broadcast", is_flag=True, help="Refuse broadcast consumers.")
 @_cluster
-@common
+@client_options
 def create(
-    namesrv: str,
-    as_json: bool,
+    options: ClientOptions,
     name: str,
     max_retries: int,
     retry_queues: int,
@@ -83,34 +82,33 @@ def create(
         retry_max_times=max_retries,
         retry_queue_nums=retry_queues,
     )
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         brokers = [broker.name for broker in admin.create_group(config, cluster)]
-    done(as_json, f"group {name} is on: {', '.join(brokers)}", group=name, brokers=brokers)
+    done(options.as_json, f"group {name} is on: {', '.join(brokers)}", group=name, brokers=brokers)
 
 
 @group.command()
 @click.argument("name")
 @click.option("--keep-offsets", is_flag=True, help="Remember how far it was.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @_cluster
-@common
-def delete(namesrv: str, as_json: bool, name: str, keep_offsets: bool, yes: bool, cluster: str | None) -> None:
+@client_options
+def delete(options: ClientOptions, name: str, keep_offsets: bool, yes: bool, cluster: str | None) -> None:
     """Delete a group with its retry and dead-letter topics."""
-    if not yes:
-        click.confirm(f"Delete group {name} with its retry and dead-letter messages?", abort=True)
-    with Admin(namesrv) as admin:
+    confirm(yes, f"Delete group {name} with its retry and dead-letter messages?")
+    with options.admin() as admin:
         brokers = [broker.name for broker in admin.delete_group(name, cluster, offsets=not keep_offsets)]
-    done(as_json, f"group {name} is deleted on: {', '.join(brokers)}", group=name, brokers=brokers)
+    done(options.as_json, f"group {name} is deleted on: {', '.join(brokers)}", group=name, brokers=brokers)
 
 
 @group.command()
 @click.argument("name")
 @click.option("-t", "--topic", help="Of this topic only.")
 @_cluster
-@common
-def progress(namesrv: str, as_json: bool, name: str, topic: str | None, cluster: str | None) -> None:
+@client_options
+def progress(options: ClientOptions, name: str, topic: str | None, cluster: str | None) -> None:
     """Show how far a group is in each queue, and how many messages wait for it (LAG)."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         table = admin.group_progress(name, topic, cluster)
     rows = [
         [
@@ -125,11 +123,11 @@ def progress(namesrv: str, as_json: bool, name: str, topic: str | None, cluster:
         for queue, state in table.items()
     ]
     columns = ["TOPIC", "BROKER", "QUEUE", "MAX OFFSET", "OFFSET", "LAG", "LAST CONSUMED"]
-    if not as_json and not rows:
+    if not options.as_json and not rows:
         click.echo(f"group {name} has not consumed anything yet")
         return
-    show(as_json, columns, rows)
-    if not as_json:
+    show(options.as_json, columns, rows)
+    if not options.as_json:
         click.echo(
             f"lag {sum(state.broker_offset - state.consumer_offset for state in table.values())} in {len(rows)} queues"
         )
@@ -138,12 +136,12 @@ def progress(namesrv: str, as_json: bool, name: str, topic: str | None, cluster:
 @group.command()
 @click.argument("name")
 @_cluster
-@common
-def members(namesrv: str, as_json: bool, name: str, cluster: str | None) -> None:
+@client_options
+def members(options: ClientOptions, name: str, cluster: str | None) -> None:
     """Show who is connected and what the group subscribes to."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         found = admin.group_members(name, cluster)
-    if as_json:
+    if options.as_json:
         print_json({"connectionSet": [], "subscriptionTable": {}} if found is None else found.to_json())
         return
     if found is None:

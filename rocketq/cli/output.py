@@ -1,4 +1,4 @@
-"""What the administration commands share: options, tables, JSON."""
+"""How commands print: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _NUMBERS = (int, float)
 
 
-def namesrv_option(function: _F) -> _F:
-    return click.option(
-        "-n",
-        "--namesrv",
-        envvar=["ROCKETQ_NAMESRV", "NAMESRV_ADDR"],
-        default="127.0.0.1:9876",
-        show_default=True,
-        show_envvar=True,
-        metavar="HOST:PORT[;HOST:PORT]",
-        help="NameServers to ask.",
-    )(function)
-
-
 def json_option(function: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(function)
-
-
-def common(function: _F) -> _F:
-    """`--namesrv` and `--json`."""
-    return namesrv_option(json_option(function))
 
 
 def print_json(value: Any) -> None:

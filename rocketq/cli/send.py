@@ -7,7 +7,8 @@ import sys
 import click
 
 from rocketq.app import RocketQ
-from rocketq.cli.output import common, done
+from rocketq.cli.options import ClientOptions, client_options
+from rocketq.cli.output import done
 
 
 def _properties(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -30,8 +31,9 @@ def _properties(context: click.Context, parameter: click.Parameter, values: tupl
               help="A property of yours; may be repeated.")  # fmt: skip
 @click.option("--delay-level", type=click.IntRange(0, 18), default=0,
               help="Deliver later: 1 to 18 for 1 s 5 s 10 s 30 s 1 m 2 m … 10 m 20 m 30 m 1 h 2 h.")  # fmt: skip
-@common
+@client_options
 def send(
+    options: ClientOptions,
     topic: str,
     body: str,
     tag: str | None,
@@ -39,8 +41,6 @@ def send(
     keys: tuple[str, ...],
     properties: dict[str, str],
     delay_level: int,
-    namesrv: str,
-    as_json: bool,
 ) -> None:
     """Send BODY to TOPIC; "-" reads the body from standard input.
 
@@ -51,16 +51,23 @@ def send(
     Done when the broker has stored it. Exit codes: 0 sent, 1 not sent or not known to be stored, 2 wrong usage.
     """
     payload = sys.stdin.buffer.read() if body == "-" else body.encode(errors="surrogateescape")
-    app = RocketQ("rocketq-send", namesrv)
+    app = RocketQ("rocketq-send", options.namesrv, tls=options.tls, timeout=options.timeout)
     try:
         result = app.send(
-            topic, payload, tag=tag, key=key, keys=keys, delay_level=delay_level, properties=properties
+            topic,
+            payload,
+            tag=tag,
+            key=key,
+            keys=keys,
+            delay_level=delay_level,
+            properties=properties,
+            timeout=options.timeout,
         )
     finally:
         app.close()
     queue = result.queue
     done(
-        as_json,
+        options.as_json,
         f"{result.status} {result.message_id} {queue.broker_name}/{queue.queue_id}@{result.queue_offset}",
         status=result.status,
         message_id=result.message_id,

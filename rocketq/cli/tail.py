@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import datetime
 from typing import Any
 
 import click
 import msgspec
 
-from rocketq.cli.output import common, time_text
+from rocketq.cli.options import ClientOptions, TimeType, client_options
+from rocketq.cli.output import time_text
+from rocketq.cli.times import EXAMPLES
 from rocketq.client import PullConsumer
 from rocketq.errors import RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage
@@ -19,30 +20,16 @@ from rocketq.message import MessageQueue, ReceivedMessage
 GROUP = "TOOLS_CONSUMER"
 
 
-def _from(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
-    """`first`, `last`, or a time in ms since the epoch."""
-    if value in ("first", "last"):
-        return value
-    if value.isdecimal():
-        return int(value)
-    try:
-        return int(datetime.fromisoformat(value).timestamp() * 1000)
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is neither first, last, nor a time like 2013-01-31T18:00 or 1359651600000 (ms)"
-        ) from None
-
-
 @click.command()
 @click.argument("topic")
 @click.option("--tag", default="*", show_default=True, help='Only these: a tag, or several as "a || b".')
-@click.option("--from", "start", default="last", show_default=True, callback=_from, metavar="first|last|TIME",
-              help="Begin with the oldest message, with the next that arrives, or at a time.")  # fmt: skip
+@click.option("--from", "start", default="last", type=TimeType("first", "last"), show_default=True,
+              help=f"Begin with the oldest message, with the next that arrives, or at a time: {EXAMPLES}.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Stop after so many messages.")
 @click.option("--no-follow", is_flag=True, help="Stop at the end of what is there now.")
-@common
+@client_options
 def tail(
-    topic: str, tag: str, start: str | int, count: int | None, no_follow: bool, namesrv: str, as_json: bool
+    options: ClientOptions, topic: str, tag: str, start: str | int, count: int | None, no_follow: bool
 ) -> None:
     """Show the messages of TOPIC as they arrive. Takes nothing away from its consumers.
 
@@ -54,13 +41,15 @@ def tail(
     With --json one object a line. Ctrl-C stops it.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(follow(topic, tag, start, count, no_follow, namesrv, as_json))
+        asyncio.run(follow(options, topic, tag, start, count, no_follow))
 
 
 async def follow(
-    topic: str, tag: str, start: str | int, count: int | None, no_follow: bool, namesrv: str, as_json: bool
+    options: ClientOptions, topic: str, tag: str, start: str | int, count: int | None, no_follow: bool
 ) -> None:
-    async with PullConsumer(GROUP, namesrv, auto_commit=False) as consumer:
+    async with PullConsumer(
+        GROUP, options.namesrv, auto_commit=False, tls=options.tls, timeout=options.timeout
+    ) as consumer:
         queues = await wait_for_queues(consumer, topic, wait=not no_follow)
         await consumer.assign(queues, tag)
         for queue in queues:
@@ -71,7 +60,7 @@ async def follow(
             for message in await consumer.poll(0.2 if no_follow else 5.0):
                 if no_follow and message.queue_offset >= ends[message.queue]:
                     continue
-                click.echo(msgspec.json.encode(as_object(message)) if as_json else as_line(message))
+                click.echo(msgspec.json.encode(as_object(message)) if options.as_json else as_line(message))
                 shown += 1
                 if shown == count:
                     return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from rocketq.cli.output import common, done, print_json, show, time_text
-from rocketq.client.admin import MASTER, Admin
+from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
+from rocketq.cli.output import done, print_json, show, time_text
+from rocketq.client.admin import MASTER
 from rocketq.names import check_topic
 from rocketq.remoting.bodies import TopicConfig
 
@@ -17,17 +18,17 @@ def topic() -> None:
 
 @topic.command("list")
 @click.option("-a", "--all", "everything", is_flag=True, help="The system's and retry topics too.")
-@common
-def list_topics(namesrv: str, as_json: bool, everything: bool) -> None:
+@client_options
+def list_topics(options: ClientOptions, everything: bool) -> None:
     """List the topics."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         topics = admin.topics()
         if not everything:
             system = admin.system_topics()
             topics = [
                 name for name in topics if name not in system and not name.startswith(("%RETRY%", "rmq_sys_"))
             ]
-    show(as_json, ["TOPIC"], [[name] for name in topics])
+    show(options.as_json, ["TOPIC"], [[name] for name in topics])
 
 
 @topic.command()
@@ -51,10 +52,9 @@ def list_topics(namesrv: str, as_json: bool, everything: bool) -> None:
 )
 @click.option("-c", "--cluster", help="On the brokers of this cluster only.")
 @click.option("-b", "--broker", help="On this broker only.")
-@common
+@client_options
 def create(
-    namesrv: str,
-    as_json: bool,
+    options: ClientOptions,
     name: str,
     queues: int,
     read_queues: int | None,
@@ -75,10 +75,13 @@ def create(
         order=order,
         attributes=dict(_pair(attribute) for attribute in attributes),
     )
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         brokers = [broker.name for broker in admin.create_topic(config, cluster, broker=broker)]
     done(
-        as_json, f"topic {name} has {queues} queues on each of: {', '.join(brokers)}", topic=name, brokers=brokers
+        options.as_json,
+        f"topic {name} has {queues} queues on each of: {', '.join(brokers)}",
+        topic=name,
+        brokers=brokers,
     )
 
 
@@ -92,26 +95,25 @@ def _pair(text: str) -> tuple[str, str]:
 @topic.command()
 @click.argument("name")
 @click.option("-c", "--cluster", help="On the brokers of this cluster only.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@common
-def delete(namesrv: str, as_json: bool, name: str, cluster: str | None, yes: bool) -> None:
+@yes_option
+@client_options
+def delete(options: ClientOptions, name: str, cluster: str | None, yes: bool) -> None:
     """Delete a topic and its messages."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         admin.route(name)
-        if not yes:
-            click.confirm(f"Delete topic {name} and all its messages?", abort=True)
+        confirm(yes, f"Delete topic {name} and all its messages?")
         brokers = sorted({broker.name for broker in admin.delete_topic(name, cluster)})
-    done(as_json, f"topic {name} is deleted on: {', '.join(brokers)}", topic=name, brokers=brokers)
+    done(options.as_json, f"topic {name} is deleted on: {', '.join(brokers)}", topic=name, brokers=brokers)
 
 
 @topic.command()
 @click.argument("name")
-@common
-def route(namesrv: str, as_json: bool, name: str) -> None:
+@client_options
+def route(options: ClientOptions, name: str) -> None:
     """Show which brokers have a topic."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         found = admin.route(name)
-    if as_json:
+    if options.as_json:
         print_json(
             {**found.to_json(), "brokerDatas": [_with_text_ids(data.to_json()) for data in found.broker_datas]}
         )
@@ -142,10 +144,10 @@ def _with_text_ids(data: dict[str, object]) -> dict[str, object]:
 
 @topic.command()
 @click.argument("name")
-@common
-def status(namesrv: str, as_json: bool, name: str) -> None:
+@client_options
+def status(options: ClientOptions, name: str) -> None:
     """Show how many messages each queue has had, and when the last came."""
-    with Admin(namesrv) as admin:
+    with options.admin() as admin:
         table = admin.topic_status(name)
     rows = [
         [
@@ -158,8 +160,8 @@ def status(namesrv: str, as_json: bool, name: str) -> None:
         ]
         for queue, ends in table.items()
     ]
-    show(as_json, ["BROKER", "QUEUE", "MIN OFFSET", "MAX OFFSET", "MESSAGES", "LAST UPDATE"], rows)
-    if not as_json:
+    show(options.as_json, ["BROKER", "QUEUE", "MIN OFFSET", "MAX OFFSET", "MESSAGES", "LAST UPDATE"], rows)
+    if not options.as_json:
         click.echo(
             f"{sum(ends.max_offset - ends.min_offset for ends in table.values())} messages in {len(rows)} queues"
         )
