@@ -17,6 +17,7 @@ COMMANDS = {
     "worker": "rocketq.cli.worker:worker",
     "send": "rocketq.cli.send:send",
     "tail": "rocketq.cli.tail:tail",
+    "dlq": "rocketq.cli.dlq:dlq",
     "topic": "rocketq.cli.topic:topic",
     "group": "rocketq.cli.group:group",
     "cluster": "rocketq.cli.cluster:cluster",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
 
 import click
 import msgspec
 
+from rocketq.cli.message_text import as_line, as_object
 from rocketq.cli.options import ClientOptions, TimeType, client_options
-from rocketq.cli.output import time_text
 from rocketq.cli.times import EXAMPLES
 from rocketq.client import PullConsumer
 from rocketq.errors import RouteNotFound
-from rocketq.message import MessageQueue, ReceivedMessage
+from rocketq.message import MessageQueue
 
 #: A group that every broker has from its first start; nothing is ever committed for it here.
 GROUP = "TOOLS_CONSUMER"
@@ -88,37 +87,3 @@ async def seek(consumer: PullConsumer, queue: MessageQueue, start: str | int) ->
         await consumer.seek_to_begin(queue)
     else:
         await consumer.seek_to_end(queue)
-
-
-def as_line(message: ReceivedMessage) -> str:
-    words = [
-        time_text(message.store_timestamp) or "-",
-        f"{message.queue.broker_name}/{message.queue_id}@{message.queue_offset}",
-        f"tag={message.tag}" if message.tag else "",
-        f"keys={','.join(message.keys)}" if message.keys else "",
-        message.body.decode(errors="backslashreplace"),
-    ]
-    return "  ".join(word for word in words if word)
-
-
-def as_object(message: ReceivedMessage) -> dict[str, Any]:
-    """Everything about a message; a body that is not UTF-8 is under `body_base64`."""
-    try:
-        body: dict[str, Any] = {"body": message.body.decode()}
-    except UnicodeDecodeError:
-        body = {"body_base64": message.body}
-    return {
-        "topic": message.topic,
-        "broker": message.queue.broker_name,
-        "queue_id": message.queue_id,
-        "queue_offset": message.queue_offset,
-        "message_id": message.message_id,
-        "offset_message_id": message.offset_message_id,
-        "tag": message.tag,
-        "keys": message.keys,
-        "born_timestamp": message.born_timestamp,
-        "store_timestamp": message.store_timestamp,
-        "reconsume_times": message.reconsume_times,
-        "properties": message.properties,
-        **body,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -88,7 +89,11 @@ class Admin:
 
     def runtime_info(self, address: str) -> dict[str, str]:
         """What a broker says about itself, as text by name."""
-        return KVTable.decode(bytes(self._ask(address, RequestCode.GET_BROKER_RUNTIME_INFO).body)).table
+        return KVTable.decode(bytes(self.ask(address, RequestCode.GET_BROKER_RUNTIME_INFO).body)).table
+
+    def is_before_5(self, address: str) -> bool:
+        """Whether a broker says that it is of the 3.x or 4.x line."""
+        return self.runtime_info(address).get("brokerVersionDesc", "").startswith(("V3", "V4"))
 
     def wipe_write(self, broker_name: str) -> int:
         """Let nobody send to the broker any more, on all NameServers; returns the number of its topics."""
@@ -101,6 +106,38 @@ class Admin:
         header = headers.AddWritePermOfBrokerHeader(broker_name=broker_name)
         answers = self._ask_all_namesrv(RequestCode.ADD_WRITE_PERM_OF_BROKER, header)
         return max(answer.header(headers.AddWritePermOfBrokerResponse).add_topic_count for answer in answers)
+
+    # -- what NameServers keep for anybody: texts by namespace and key
+
+    def kv_table(self, namespace: str) -> dict[str, str]:
+        """All keys and texts of a namespace; none when there is no such namespace."""
+        header = headers.GetKVListByNamespaceHeader(namespace=namespace)
+        try:
+            return KVTable.decode(bytes(self._ask_namesrv(RequestCode.GET_KVLIST_BY_NAMESPACE, header).body)).table
+        except BrokerError as error:
+            if error.code != ResponseCode.QUERY_NOT_FOUND:
+                raise
+            return {}
+
+    def kv_get(self, namespace: str, key: str) -> str | None:
+        """One text; None when there is none."""
+        header = headers.GetKVConfigHeader(namespace=namespace, key=key)
+        try:
+            return self._ask_namesrv(RequestCode.GET_KV_CONFIG, header).header(headers.GetKVConfigResponse).value
+        except BrokerError as error:
+            if error.code != ResponseCode.QUERY_NOT_FOUND:
+                raise
+            return None
+
+    def kv_put(self, namespace: str, key: str, value: str) -> None:
+        """Keep a text on all NameServers."""
+        header = headers.PutKVConfigHeader(namespace=namespace, key=key, value=value)
+        self._ask_all_namesrv(RequestCode.PUT_KV_CONFIG, header)
+
+    def kv_delete(self, namespace: str, key: str) -> None:
+        """Forget a text on all NameServers; one that is not there is no error."""
+        header = headers.DeleteKVConfigHeader(namespace=namespace, key=key)
+        self._ask_all_namesrv(RequestCode.DELETE_KV_CONFIG, header)
 
     # -- topics
 
@@ -115,7 +152,7 @@ class Admin:
         topics = set(found.topic_list)
         for broker in self.brokers():
             try:
-                answer = self._ask(broker.address, RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER)
+                answer = self.ask(broker.address, RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER)
             except RemotingError:
                 continue  # one that does not answer has no topics of its own kind
             topics.update(TopicList.decode(bytes(answer.body)).topic_list)
@@ -153,14 +190,14 @@ class Admin:
         if not masters:
             raise RocketQError(f"no master named {broker} is registered with {';'.join(self._servers)}")
         for one in masters:
-            self._ask(one.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
+            self.ask(one.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
         return masters
 
     def delete_topic(self, topic: str, cluster: str | None = None) -> list[Broker]:
         """Delete a topic with its messages; returns the brokers that were told."""
         brokers = self.brokers(cluster)
         for broker in brokers:
-            self._ask(broker.address, RequestCode.DELETE_TOPIC_IN_BROKER, headers.DeleteTopicHeader(topic=topic))
+            self.ask(broker.address, RequestCode.DELETE_TOPIC_IN_BROKER, headers.DeleteTopicHeader(topic=topic))
         header = headers.DeleteTopicFromNamesrvHeader(topic=topic, cluster_name=cluster)
         self._ask_all_namesrv(RequestCode.DELETE_TOPIC_IN_NAMESRV, header)
         return brokers
@@ -172,7 +209,7 @@ class Admin:
         for data in self.route(topic).broker_datas:
             address = data.broker_addrs.get(MASTER)
             if address is not None:
-                answer = self._ask(address, RequestCode.GET_TOPIC_STATS_INFO, header)
+                answer = self.ask(address, RequestCode.GET_TOPIC_STATS_INFO, header)
                 table.update(TopicStats.decode(bytes(answer.body)).offset_table)
         return dict(sorted(table.items()))
 
@@ -193,7 +230,7 @@ class Admin:
             header = headers.GetAllSubscriptionGroupHeader(
                 group_seq=len(found), data_version=version, max_group_num=_GROUP_PAGE
             )
-            answer = self._ask(address, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, header)
+            answer = self.ask(address, RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, header)
             body = _json(answer)
             page = body.get("subscriptionGroupTable") or {}
             found.update({name: SubscriptionGroupConfig.from_json(config) for name, config in page.items()})
@@ -202,11 +239,18 @@ class Admin:
                 return found
             version = javajson.dumps(body.get("dataVersion", {})).decode()
 
+    def group(self, name: str) -> SubscriptionGroupConfig:
+        """Settings of a group. Raises RocketQError when it does not exist (asking for one by name would create it)."""
+        config = self.groups().get(name)
+        if config is None:
+            raise RocketQError(f"group {name} does not exist; rocketq group list shows which do")
+        return config
+
     def create_group(self, config: SubscriptionGroupConfig, cluster: str | None = None) -> list[Broker]:
         """Create a consumer group, or change it; returns the brokers that have it now."""
         masters = self._masters(cluster)
         for broker in masters:
-            self._ask(broker.address, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=config.encode())
+            self.ask(broker.address, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=config.encode())
         return masters
 
     def delete_group(self, group: str, cluster: str | None = None, *, offsets: bool = True) -> list[Broker]:
@@ -214,7 +258,7 @@ class Admin:
         masters = self._masters(cluster)
         header = headers.DeleteSubscriptionGroupHeader(group_name=group, clean_offset=offsets)
         for broker in masters:
-            self._ask(broker.address, RequestCode.DELETE_SUBSCRIPTIONGROUP, header)
+            self.ask(broker.address, RequestCode.DELETE_SUBSCRIPTIONGROUP, header)
         existing = set(self.topics())
         for topic in (f"%RETRY%{group}", f"%DLQ%{group}"):
             if topic in existing:
@@ -229,7 +273,7 @@ class Admin:
         header = headers.GetConsumeStatsHeader(consumer_group=group, topic=topic)
         for broker in self._masters(cluster):
             try:
-                answer = self._ask(broker.address, RequestCode.GET_CONSUME_STATS, header)
+                answer = self.ask(broker.address, RequestCode.GET_CONSUME_STATS, header)
             except BrokerError as error:
                 if error.code != ResponseCode.TOPIC_NOT_EXIST:
                     raise
@@ -243,7 +287,7 @@ class Admin:
         header = headers.GetConsumerConnectionListHeader(consumer_group=group)
         for broker in self._masters(cluster):
             try:
-                answer = self._ask(broker.address, RequestCode.GET_CONSUMER_CONNECTION_LIST, header)
+                answer = self.ask(broker.address, RequestCode.GET_CONSUMER_CONNECTION_LIST, header)
             except BrokerError as error:
                 if error.code != ResponseCode.CONSUMER_NOT_ONLINE:
                     raise
@@ -256,14 +300,30 @@ class Admin:
                 found.connection_set += [m for m in one.connection_set if m.client_id not in known]
         return found
 
+    def is_online(self, address: str, group: str) -> bool:
+        """Whether consumers of the group are connected to that broker."""
+        header = headers.GetConsumerConnectionListHeader(consumer_group=group)
+        allowed = (ResponseCode.SUCCESS, ResponseCode.CONSUMER_NOT_ONLINE)
+        answer = self.ask(address, RequestCode.GET_CONSUMER_CONNECTION_LIST, header, allowed=allowed)
+        return answer.code == ResponseCode.SUCCESS
+
     # -- requests
 
     def _masters(self, cluster: str | None) -> list[Broker]:
         return [broker for broker in self.brokers(cluster) if broker.broker_id == MASTER]
 
-    def _ask(self, address: str, code: int, header: Header | None = None, body: bytes = b"") -> Command:
+    def ask(
+        self,
+        address: str,
+        code: int,
+        header: Header | None = None,
+        body: bytes = b"",
+        *,
+        allowed: Container[int] = (ResponseCode.SUCCESS,),
+    ) -> Command:
+        """One request, and its answer when that has one of the `allowed` codes. Raises RemotingError, BrokerError."""
         answer = self._client.call(address, code, header, body, timeout=self._timeout)
-        if answer.code != ResponseCode.SUCCESS:
+        if answer.code not in allowed:
             raise BrokerError(answer.code, answer.remark, address)
         return answer
 
@@ -272,7 +332,7 @@ class Admin:
         failure: RemotingError | None = None
         for address in self._servers:
             try:
-                return self._ask(address, code, header)
+                return self.ask(address, code, header)
             except RemotingError as error:
                 failure = error
         assert failure is not None
@@ -284,7 +344,7 @@ class Admin:
         failure: RemotingError | None = None
         for address in self._servers:
             try:
-                answers.append(self._ask(address, code, header))
+                answers.append(self.ask(address, code, header))
             except RemotingError as error:
                 failure = error
         if failure is not None:
