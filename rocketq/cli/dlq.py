@@ -23,7 +23,7 @@ from rocketq.client.redeliver import (
 )
 from rocketq.errors import RocketQError, RouteNotFound
 from rocketq.message import ReceivedMessage
-from rocketq.names import DLQ_PREFIX
+from rocketq.names import DLQ_PREFIX, retry_topic
 
 _all = click.option("-a", "--all", "everything", is_flag=True, help="Also those that were resent or purged.")
 _id = click.option("--id", "ids", multiple=True, metavar="MESSAGE_ID", help="Only this message; may be repeated.")
@@ -185,7 +185,8 @@ def resend(
         letters = _letters(browser, group)
         target: Callable[[ReceivedMessage], str | None] = original_topic
         if only_group:
-            topic = prepare_retry_topic(browser, admin.group(group))
+            settings = admin.group(group)
+            topic = retry_topic(group) if dry_run else prepare_retry_topic(browser, settings)
         if topic:
             fixed = topic
             target = lambda message: fixed  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from rocketq.cli.group_offsets import reset_offset
 from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
 from rocketq.cli.output import done, print_json, show, time_text
 from rocketq.names import check_group, is_system_group
@@ -15,6 +16,9 @@ _cluster = click.option("-c", "--cluster", help="On the brokers of this cluster 
 @click.group(short_help="Consumer groups: list, create, delete, progress, members.")
 def group() -> None:
     """Consumer groups of a cluster, ours or Apache's."""
+
+
+group.add_command(reset_offset)
 
 
 @group.command("list")

@@ -18,6 +18,7 @@ COMMANDS = {
     "send": "rocketq.cli.send:send",
     "tail": "rocketq.cli.tail:tail",
     "dlq": "rocketq.cli.dlq:dlq",
+    "replay": "rocketq.cli.replay:replay",
     "topic": "rocketq.cli.topic:topic",
     "group": "rocketq.cli.group:group",
     "cluster": "rocketq.cli.cluster:cluster",

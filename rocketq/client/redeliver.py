@@ -144,18 +144,21 @@ class Redelivery:
         topic = self._target(message)
         if topic is None:
             raise CannotCopy("it does not say which topic it was sent to; name one with --to")
-        if topic not in self._known:
+        if topic not in self._known and not topic.startswith(RETRY_PREFIX):  # those are made when they are needed
             try:  # sending would create the topic
                 self._browser.admin.route(topic)
                 self._known[topic] = True
             except RouteNotFound:
                 self._known[topic] = False
-        if not self._known[topic]:
+        if not self._known.get(topic, True):
             raise CannotCopy(f"topic {topic} does not exist any more; create it, or name another with --to")
         return copy(message, topic)
 
     def _exists(self, made: Message) -> bool:
-        found = self._browser.by_unique_id(made.topic, made.properties[names.UNIQ_KEY])
+        try:
+            found = self._browser.by_unique_id(made.topic, made.properties[names.UNIQ_KEY])
+        except RouteNotFound:
+            return False
         return any(one.properties.get(COPY_OF) == made.properties[COPY_OF] for one in found)
 
 
