@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from rocketq.cli.options import ClientOptions, client_options, confirm, time_option, yes_option
-from rocketq.cli.output import print_json, show
+from rocketq.cli.output import objects, print_json, show
 from rocketq.client import resetting
 from rocketq.client.browse import Browser
 from rocketq.client.resetting import Move
@@ -94,7 +94,7 @@ def carry_out(
         confirm(yes, f"Move group {group} in topic {topic}, so that it has {total} messages before it?")
         resetting.apply(browser, group, moves)
     if options.as_json:
-        print_json([dict(zip([name.lower() for name in _COLUMNS], row, strict=True)) for row in rows])
+        print_json(objects(_COLUMNS, rows))
         return
     if dry_run:
         click.echo("nothing was changed (--dry-run)")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import click
 
+from rocketq.cli.lazy import LazyGroup
 from rocketq.errors import ConfigError, RocketQError
 
 #: subcommand: module and attribute of its click command
@@ -17,10 +17,12 @@ COMMANDS = {
     "worker": "rocketq.cli.worker:worker",
     "send": "rocketq.cli.send:send",
     "tail": "rocketq.cli.tail:tail",
+    "message": "rocketq.cli.message:message",
     "dlq": "rocketq.cli.dlq:dlq",
     "replay": "rocketq.cli.replay:replay",
     "topic": "rocketq.cli.topic:topic",
     "group": "rocketq.cli.group:group",
+    "producer": "rocketq.cli.producer:producer",
     "cluster": "rocketq.cli.cluster:cluster",
 }
 
@@ -31,19 +33,8 @@ class WrongConfig(click.ClickException):
     exit_code = 2
 
 
-class LazyGroup(click.Group):
-    """Knows its subcommands by name only, and turns errors of rocketq into one line."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = COMMANDS.get(cmd_name)
-        if place is None:
-            return None
-        module, name = place.split(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+class Main(LazyGroup):
+    """Turns errors of rocketq into one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,7 +45,9 @@ class LazyGroup(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Main, places=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="rocketq", prog_name="rocketq")
 def main() -> None:
     """RocketMQ for Python: servers, workers and tools on Apache RocketMQ's wire protocol.

@@ -79,7 +79,7 @@ def as_block(message: ReceivedMessage, *, body: bool) -> str:
         ("offset id", message.offset_message_id),
         ("stored", time_text(message.store_timestamp) or "-"),
         ("born", f"{time_text(message.born_timestamp)} at {host}:{port}"),
-        ("attempts", str(message.reconsume_times + 1)),
+        ("failed before", f"{message.reconsume_times} times"),
         *sorted(message.properties.items()),
     ]
     width = max(len(name) for name, _ in lines)

@@ -48,11 +48,16 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """The rows for programs, with the columns' names as keys."""
+    keys = [column.lower().replace(" ", "_") for column in columns]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
 def show(as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table, or a JSON list of objects with the columns' names as keys."""
     if as_json:
-        keys = [column.lower().replace(" ", "_") for column in columns]
-        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+        print_json(objects(columns, rows))
     else:
         print_table(columns, rows)
 

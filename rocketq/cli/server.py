@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from rocketq.cli.lazy import LazyGroup
 from rocketq.cli.output import print_json
 from rocketq.config import BrokerConfig, Config, NamesrvConfig, load, parse_settings
 from rocketq.errors import ConfigError
@@ -17,6 +19,16 @@ from rocketq.errors import ConfigError
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: distance of the ports of several brokers: each may use the one above and the one two below
 _PORT_STEP = 10
+
+
+#: subcommand of `rocketq broker`: its place
+BROKER_COMMANDS = {
+    "list": "rocketq.cli.broker_admin:list_brokers",
+    "status": "rocketq.cli.broker_admin:status",
+    "config": "rocketq.cli.broker_admin:broker_config",
+    "wipe-write": "rocketq.cli.broker_admin:wipe_write",
+    "add-write": "rocketq.cli.broker_admin:add_write",
+}
 
 
 def _daemon_options(function: _F) -> _F:
@@ -194,7 +206,12 @@ def namesrv(
     daemons.run_namesrv(config, as_json=as_json)
 
 
-@click.command(short_help="Run a broker.")
+@click.group(
+    cls=LazyGroup,
+    places=BROKER_COMMANDS,
+    invoke_without_command=True,
+    short_help="Run a broker, or look after running ones.",
+)
 @click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="A broker.conf.")
 @click.option(
     "-n", "--namesrv", "namesrv_addr", metavar="HOST:PORT[;HOST:PORT]", help="NameServers to register with."
@@ -205,7 +222,9 @@ def namesrv(
 @click.option("--data", type=click.Path(path_type=Path), help="Data directory.  [default: ~/store]")
 @click.option("--supervised", is_flag=True, hidden=True, help="Stop when stdin closes.")
 @_daemon_options
+@click.pass_context
 def broker(
+    context: click.Context,
     config_file: Path | None,
     namesrv_addr: str | None,
     name: str | None,
@@ -221,8 +240,17 @@ def broker(
     """Run a broker: it stores messages and hands them out. An Apache broker.conf works as --config.
 
     When it serves, it prints `rocketq broker ready broker=10.0.0.5:10911 pid=1234`. A NameServer that is down does
-    not stop it. Exit codes as `rocketq server`.
+    not stop it. Exit codes as `rocketq server`. The commands are about brokers that run.
     """
+    if context.invoked_subcommand is not None:
+        given = [
+            name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise click.UsageError(
+                f"give options behind the command: rocketq broker {context.invoked_subcommand} …"
+            )
+        return
     _log_to_stderr(log_level)
     from rocketq import server as daemons
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from rocketq import javajson
-from rocketq.config import parse_addresses
+from rocketq.config import parse_addresses, parse_properties
 from rocketq.errors import BrokerError, ConfigError, RemotingError, RocketQError, RouteNotFound
 from rocketq.message import MessageQueue
 from rocketq.remoting import headers
@@ -16,7 +16,9 @@ from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import (
     ClusterInfo,
     ConsumerConnection,
+    ConsumerRunningInfo,
     ConsumeStats,
+    GroupList,
     KVTable,
     OffsetWrapper,
     SubscriptionGroupConfig,
@@ -90,6 +92,40 @@ class Admin:
     def runtime_info(self, address: str) -> dict[str, str]:
         """What a broker says about itself, as text by name."""
         return KVTable.decode(bytes(self.ask(address, RequestCode.GET_BROKER_RUNTIME_INFO).body)).table
+
+    def broker(self, name: str) -> Broker:
+        """The broker with that address, or the master with that name. Raises RouteNotFound."""
+        brokers = self.brokers()
+        for broker in brokers:
+            if name == broker.address or (name == broker.name and broker.broker_id == MASTER):
+                return broker
+        known = ", ".join(f"{broker.name} ({broker.address})" for broker in brokers)
+        raise RouteNotFound(f"no broker {name} is registered with {';'.join(self._servers)}; there are {known}")
+
+    def broker_config(self, address: str) -> dict[str, str]:
+        """The settings of a broker in effect, by Apache's names."""
+        text = bytes(self.ask(address, RequestCode.GET_BROKER_CONFIG).body).decode()
+        return {key: value for key, value, _ in parse_properties(text)}
+
+    def set_broker_config(self, address: str, settings: Mapping[str, str]) -> None:
+        """Change settings of a running broker. Brokers ignore names that they do not know."""
+        text = "".join(f"{key}={value}\n" for key, value in settings.items())
+        self.ask(address, RequestCode.UPDATE_BROKER_CONFIG, body=text.encode())
+
+    def producers(self, address: str) -> dict[str, list[dict[str, Any]]]:
+        """The producer groups connected to a broker, with their members."""
+        data: dict[str, list[dict[str, Any]]] = _json(self.ask(address, RequestCode.GET_ALL_PRODUCER_INFO)).get(
+            "data", {}
+        )
+        return data
+
+    def stats(self, address: str, name: str, key: str) -> dict[str, dict[str, float]] | None:
+        """A counter of a broker (`TOPIC_PUT_NUMS` of a topic, `GROUP_GET_NUMS` of `topic@group`, …) with its sums and
+        rates of the last minute, hour and day; None when it has not counted anything."""
+        header = headers.ViewBrokerStatsDataHeader(stats_name=name, stats_key=key)
+        allowed = (ResponseCode.SUCCESS, ResponseCode.SYSTEM_ERROR)
+        answer = self.ask(address, RequestCode.VIEW_BROKER_STATS_DATA, header, allowed=allowed)
+        return _json(answer) if answer.code == ResponseCode.SUCCESS else None
 
     def is_before_5(self, address: str) -> bool:
         """Whether a broker says that it is of the 3.x or 4.x line."""
@@ -193,6 +229,59 @@ class Admin:
             self.ask(one.address, RequestCode.UPDATE_AND_CREATE_TOPIC, header)
         return masters
 
+    def topic_config(self, address: str, topic: str) -> TopicConfig | None:
+        """A topic's settings on a broker; None when it does not have it."""
+        header = headers.GetTopicConfigHeader(topic=topic)
+        allowed = (ResponseCode.SUCCESS, ResponseCode.TOPIC_NOT_EXIST)
+        answer = self.ask(address, RequestCode.GET_TOPIC_CONFIG, header, allowed=allowed)
+        return TopicConfig.decode(bytes(answer.body)) if answer.code == ResponseCode.SUCCESS else None
+
+    def change_topic(
+        self,
+        topic: str,
+        change: Callable[[TopicConfig], None],
+        cluster: str | None = None,
+        *,
+        broker: str | None = None,
+    ) -> dict[str, TopicConfig]:
+        """Change a topic's settings on each master that has it (or the one named `broker`); the new ones by broker.
+
+        Raises RouteNotFound when none has it.
+        """
+        changed = {}
+        for one in self._masters(cluster):
+            config = self.topic_config(one.address, topic) if broker in (None, one.name) else None
+            if config is not None:
+                config.attributes = {}  # those that are not named stay as they are
+                change(config)
+                changed[one.name] = config
+                self.create_topic(config, one.cluster, broker=one.name)
+        if not changed:
+            raise RouteNotFound(
+                f"topic {topic} does not exist on {broker or 'any broker'}; rocketq topic create makes it"
+            )
+        return changed
+
+    def topic_masters(self, topic: str) -> list[str]:
+        """Addresses of the masters that have a topic. Raises RouteNotFound."""
+        datas = self.route(topic).broker_datas
+        return [data.broker_addrs[MASTER] for data in datas if MASTER in data.broker_addrs]
+
+    def topic_groups(self, topic: str) -> list[str]:
+        """The groups that consume a topic or have consumed it."""
+        header = headers.QueryTopicConsumeByWhoHeader(topic=topic)
+        found: set[str] = set()
+        for address in self.topic_masters(topic):
+            answer = self.ask(address, RequestCode.QUERY_TOPIC_CONSUME_BY_WHO, header)
+            found.update(GroupList.decode(bytes(answer.body)).group_list)
+        return sorted(found)
+
+    def recall(self, broker_name: str, topic: str, handle: str) -> str:
+        """Take back a message whose time has not come; returns its unique id."""
+        header = headers.RecallMessageHeader(topic=topic, recall_handle=handle)
+        answer = self.ask(self.broker(broker_name).address, RequestCode.RECALL_MESSAGE, header)
+        return answer.header(headers.RecallMessageResponse).msg_id
+
     def delete_topic(self, topic: str, cluster: str | None = None) -> list[Broker]:
         """Delete a topic with its messages; returns the brokers that were told."""
         brokers = self.brokers(cluster)
@@ -206,11 +295,9 @@ class Admin:
         """The ends of every queue. Raises RouteNotFound."""
         table: dict[MessageQueue, TopicOffset] = {}
         header = headers.GetTopicStatsInfoHeader(topic=topic)
-        for data in self.route(topic).broker_datas:
-            address = data.broker_addrs.get(MASTER)
-            if address is not None:
-                answer = self.ask(address, RequestCode.GET_TOPIC_STATS_INFO, header)
-                table.update(TopicStats.decode(bytes(answer.body)).offset_table)
+        for address in self.topic_masters(topic):
+            answer = self.ask(address, RequestCode.GET_TOPIC_STATS_INFO, header)
+            table.update(TopicStats.decode(bytes(answer.body)).offset_table)
         return dict(sorted(table.items()))
 
     # -- consumer groups
@@ -252,6 +339,22 @@ class Admin:
         for broker in masters:
             self.ask(broker.address, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=config.encode())
         return masters
+
+    def change_group(
+        self, name: str, change: Callable[[SubscriptionGroupConfig], None], cluster: str | None = None
+    ) -> dict[str, SubscriptionGroupConfig]:
+        """Change a group's settings on each master that has it; the new ones by broker. Raises RocketQError."""
+        changed = {}
+        for broker in self._masters(cluster):
+            config = self._groups_of(broker.address).get(name)
+            if config is not None:
+                change(config)
+                config.attributes = {}  # those that are not named stay as they are
+                self.ask(broker.address, RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP, body=config.encode())
+                changed[broker.name] = config
+        if not changed:
+            raise RocketQError(f"group {name} does not exist; rocketq group list shows which do")
+        return changed
 
     def delete_group(self, group: str, cluster: str | None = None, *, offsets: bool = True) -> list[Broker]:
         """Delete a group, its retry and dead-letter topics, and unless `offsets` is false how far it was."""
@@ -299,6 +402,21 @@ class Admin:
                 known = {member.client_id for member in found.connection_set}
                 found.connection_set += [m for m in one.connection_set if m.client_id not in known]
         return found
+
+    def running_info(self, group: str, client_id: str, cluster: str | None = None) -> ConsumerRunningInfo:
+        """What a member says about itself, asked through the first master that it is connected to."""
+        header = headers.GetConsumerRunningInfoHeader(
+            consumer_group=group, client_id=client_id, jstack_enable=False
+        )
+        failure: RocketQError = RouteNotFound("no master is known")
+        for broker in self._masters(cluster):
+            try:
+                answer = self.ask(broker.address, RequestCode.GET_CONSUMER_RUNNING_INFO, header)
+            except (BrokerError, RemotingError) as error:
+                failure = error
+                continue
+            return ConsumerRunningInfo.decode(bytes(answer.body))
+        raise failure
 
     def is_online(self, address: str, group: str) -> bool:
         """Whether consumers of the group are connected to that broker."""

@@ -3,6 +3,7 @@
 import json
 import time
 
+import click
 import pytest
 from click.testing import CliRunner
 from servers import start_server
@@ -187,13 +188,14 @@ def test_another_nameserver_answers_when_the_first_does_not(cli, server):
     assert cli("cluster", "list", "--json", namesrv=f"127.0.0.1:1;{server.namesrv}")[0]["broker"] == "broker-0"
 
 
-def commands():
+def commands(group=main, path=()):
     """Every command with its path."""
-    for name in COMMANDS:
-        command = main.get_command(None, name)
-        yield (name,), command
-        for sub, one in getattr(command, "commands", {}).items():
-            yield (name, sub), one
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
 
 
 def test_every_command_and_option_has_help():
