@@ -292,6 +292,11 @@ class ReceivedMessage:
         return int.from_bytes(self._data[at : at + 4], "big", signed=True) + self.local_retries
 
     @property
+    def attempt(self) -> int:
+        """Which delivery this is: 1 for the first, and one more each time it failed or came back unfinished."""
+        return self.reconsume_times + 1
+
+    @property
     def born_timestamp(self) -> int:
         """When the producer made it, ms since the epoch."""
         return _LONG.unpack_from(self._data, self._start + 40)[0]  # type: ignore[no-any-return]

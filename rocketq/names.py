@@ -15,6 +15,8 @@ RETRY_PREFIX = "%RETRY%"
 DLQ_PREFIX = "%DLQ%"
 SYSTEM_PREFIX = "rmq_sys_"
 SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
+#: The group whose offsets on the revive topic say what of it is settled.
+REVIVE_GROUP = "CID_RMQ_SYS_REVIVE_GROUP"
 
 #: The topic whose settings a topic created by a send inherits.
 AUTO_CREATE_TOPIC = "TBW102"
@@ -125,3 +127,13 @@ def retry_topic(group: str) -> str:
 def dlq_topic(group: str) -> str:
     """The topic that messages end in when all attempts of `group` failed."""
     return DLQ_PREFIX + group
+
+
+def pop_retry_topic(topic: str, group: str) -> str:
+    """The topic in which messages of `topic` come again that `group` popped and did not acknowledge (`KeyBuilder`)."""
+    return f"{RETRY_PREFIX}{group}_{topic}"
+
+
+def revive_topic(cluster: str) -> str:
+    """The topic that records what POP consumers hold and acknowledge."""
+    return f"{SYSTEM_PREFIX}REVIVE_LOG_{cluster}"

@@ -7,20 +7,13 @@ from itertools import islice
 
 import click
 
+from rocketq import properties as names
 from rocketq.cli.copying import print_plan, run_copies
 from rocketq.cli.message_text import as_block, as_object
 from rocketq.cli.options import ClientOptions, client_options, confirm, time_option, yes_option
 from rocketq.cli.output import done, print_json, show, time_text
 from rocketq.client.browse import Browser
-from rocketq.client.redeliver import (
-    EXCEPTION,
-    TRACEBACK,
-    DeadLetters,
-    Redelivery,
-    original_topic,
-    place,
-    prepare_retry_topic,
-)
+from rocketq.client.redeliver import DeadLetters, Redelivery, original_topic, place, prepare_retry_topic
 from rocketq.errors import RocketQError, RouteNotFound
 from rocketq.message import ReceivedMessage
 from rocketq.names import DLQ_PREFIX, retry_topic
@@ -120,7 +113,7 @@ def show_dlq(
                     message.reconsume_times,
                     ",".join(message.keys) or None,
                     message.message_id,
-                    message.properties.get(EXCEPTION),
+                    message.properties.get(names.EXCEPTION),
                 ]
                 for message in messages
             ],
@@ -136,8 +129,8 @@ def as_letter(message: ReceivedMessage, *, body: bool) -> dict[str, object]:
         "group": message.stored_topic.removeprefix(DLQ_PREFIX),
         "original_topic": original_topic(message),
         "attempts": message.reconsume_times,
-        "exception": message.properties.get(EXCEPTION),
-        "traceback": message.properties.get(TRACEBACK),
+        "exception": message.properties.get(names.EXCEPTION),
+        "traceback": message.properties.get(names.TRACEBACK),
     }
 
 

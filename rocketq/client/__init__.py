@@ -5,6 +5,7 @@ from rocketq.client.producer import AsyncProducer as AsyncProducer
 from rocketq.client.pull import PullConsumer as PullConsumer
 from rocketq.client.push import PushConsumer as PushConsumer
 from rocketq.client.results import ConsumeResult as ConsumeResult
+from rocketq.client.results import DeadLetter as DeadLetter
 from rocketq.client.results import RetryLater as RetryLater
 from rocketq.client.selectors import Selector as Selector
 from rocketq.client.selectors import by_hash as by_hash

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from rocketq.client.assigned import Assigned
 from rocketq.client.pulling import Statistics
-from rocketq.client.results import ConsumeResult, HandlerResult, OneResult, RetryLater, spread
-from rocketq.client.send_back import DEAD_LETTER, SendBack
+from rocketq.client.results import ConsumeResult, DeadLetter, HandlerResult, OneResult, RetryLater, spread
+from rocketq.client.send_back import SendBack, level_for
 from rocketq.client.waiting import wait_event
 from rocketq.message import ReceivedMessage
 
@@ -26,8 +26,9 @@ log = logging.getLogger("rocketq.client")
 Handler = Callable[[list[ReceivedMessage]], Awaitable[HandlerResult]]
 MessageHook = Callable[[ReceivedMessage], None]
 
-#: Level for messages whose handler takes too long, and seconds until a message that nobody took back is tried here.
-TIMEOUT_LEVEL = 3
+#: What becomes of messages whose handler takes too long (level 3 is 10 s).
+TIMED_OUT = RetryLater(3)
+#: Seconds until a message that nobody took back is tried here.
 LOCAL_RETRY = 5.0
 
 
@@ -79,41 +80,29 @@ class Consuming:
         self._on_dead_lettered = on_dead_lettered
 
     async def call_handler(self, messages: list[ReceivedMessage]) -> list[OneResult] | None:
-        """The handler's word on each message, None when all succeeded; whatever it raises means to try all again."""
-        try:
-            return spread(await self._handler()(messages), messages)
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
-                raise  # else something that the handler waited for was cancelled, not the handler
-            log.exception(
-                "group %s: the handler failed for %s%s",
-                self.rules.group,
-                messages[0],
-                f" and {len(messages) - 1} more" if len(messages) > 1 else "",
-            )
-            return [ConsumeResult.RETRY_LATER] * len(messages)
+        return await call_handler(self._handler(), messages, self.rules.group)
 
-    async def hand_back(self, message: ReceivedMessage, level: int) -> bool:
+    async def hand_back(self, message: ReceivedMessage, result: OneResult) -> bool:
         """Gives a failed message to the broker and tells the hook where it went."""
         assert self._send_back is not None
-        if not await self._send_back.send_back(message, level):
-            return False
-        dead = level == DEAD_LETTER or message.reconsume_times >= self._send_back.max_reconsume_times
+        dead = is_dead(result) or message.reconsume_times >= self._send_back.max_reconsume_times
         if dead:
-            times = message.reconsume_times + 1
+            error = result.error if isinstance(result, (DeadLetter, RetryLater)) else None
+            if not await self._send_back.dead_letter(message, error):
+                return False
             log.warning(
-                "group %s: %s goes to the dead letter queue, delivery %d", self.rules.group, message, times
+                "group %s: %s goes to the dead letter queue, delivery %d",
+                self.rules.group,
+                message,
+                message.attempt,
             )
+        elif not await self._send_back.send_back(message, _level(result)):
+            return False
         self._tell(self._on_dead_lettered if dead else self._on_retried, message)
         return True
 
     def _tell(self, hook: MessageHook | None, message: ReceivedMessage) -> None:
-        if hook is None:
-            return
-        try:
-            hook(message)
-        except Exception:  # what a hook does wrong must not stop the consumption
-            log.exception("group %s: a hook failed for %s", self.rules.group, message)
+        tell(hook, message, self.rules.group)
 
     def _note(self, call: Call) -> Statistics:
         """Counts a finished call; the statistics of its topic."""
@@ -145,10 +134,42 @@ def _is_cancelled() -> bool:
     return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
 
 
+async def call_handler(handler: Handler, messages: list[ReceivedMessage], group: str) -> list[OneResult] | None:
+    """The handler's word on each message, None when all succeeded; whatever it raises means to try all again."""
+    try:
+        return spread(await handler(messages), messages)
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            raise  # else something that the handler waited for was cancelled, not the handler
+        log.exception(
+            "group %s: the handler failed for %s%s",
+            group,
+            messages[0],
+            f" and {len(messages) - 1} more" if len(messages) > 1 else "",
+        )
+        return [RetryLater(error=error)] * len(messages)
+
+
+def tell(hook: MessageHook | None, message: ReceivedMessage, group: str) -> None:
+    """Calls a hook, if there is one."""
+    if hook is None:
+        return
+    try:
+        hook(message)
+    except Exception:  # what a hook does wrong must not stop the consumption
+        log.exception("group %s: a hook failed for %s", group, message)
+
+
+def is_dead(result: OneResult) -> bool:
+    """Whether the handler wants no further attempt."""
+    return result is ConsumeResult.DEAD_LETTER or isinstance(result, DeadLetter)
+
+
 def _level(result: OneResult) -> int:
-    if isinstance(result, RetryLater):
-        return result.delay_level or 0
-    return DEAD_LETTER if result is ConsumeResult.DEAD_LETTER else 0
+    """The delay level that the handler wants; 0: the broker's own."""
+    if not isinstance(result, RetryLater):
+        return 0
+    return level_for(result.delay) if result.delay is not None else result.delay_level or 0
 
 
 class Concurrently(Consuming):
@@ -211,7 +232,7 @@ class Concurrently(Consuming):
             statistics.failed += 1
             if self.rules.broadcast:
                 log.warning("group %s: message %s failed and is dropped (broadcast)", self.rules.group, message)
-            elif not await self.hand_back(message, _level(result)):
+            elif not await self.hand_back(message, result):
                 stay.append(message)
         self._done(assigned, [m for m in messages if m not in stay] if stay else messages)
         for message in stay:
@@ -244,7 +265,7 @@ class Concurrently(Consuming):
             )
             done = []
             for message in call.messages:
-                if self.rules.broadcast or await self.hand_back(message, TIMEOUT_LEVEL):
+                if self.rules.broadcast or await self.hand_back(message, TIMED_OUT):
                     done.append(message)
                 else:
                     self._again_later(call.assigned, message)
@@ -326,11 +347,11 @@ class Orderly(Consuming):
             if self.rules.broadcast:
                 log.warning("group %s: message %s failed and is dropped (broadcast)", self.rules.group, message)
                 continue
-            given_up = result is ConsumeResult.DEAD_LETTER or (
-                limit is not None and message.reconsume_times >= limit
-            )
-            if given_up and await self.hand_back(message, DEAD_LETTER):
-                continue
+            given_up = is_dead(result) or (limit is not None and message.reconsume_times >= limit)
+            if given_up:
+                error = result.error if isinstance(result, (DeadLetter, RetryLater)) else None
+                if await self.hand_back(message, DeadLetter(error)):
+                    continue
             message.local_retries += 1
             self._done(assigned, messages[:index])
             assigned.process.put_back(messages[index:])

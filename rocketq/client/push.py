@@ -17,7 +17,7 @@ from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.rebalance import Strategy, average
-from rocketq.client.results import ConsumeResult, HandlerResult, RetryLater
+from rocketq.client.results import ConsumeResult, spread
 from rocketq.client.send_back import SendBack
 from rocketq.client.waiting import cancel_all
 from rocketq.errors import ConfigError, RouteNotFound
@@ -48,8 +48,8 @@ class PushConsumer(GroupMember):
     broker away) is begun anew where the group is. `from_where`: where a group without
     a stored offset begins: "LAST" (brokers begin young, small queues at their start even so), "FIRST", or ms since the
     epoch. `max_reconsume_times`: redeliveries before the dead
-    letter queue (default 16; ordered: no limit). `strategy`: how the group shares the queues, a plain function (see
-    `rebalance`). `consume_timeout`: seconds until messages are taken from a handler that does not return and handed
+    letter queue (default 16; ordered: no limit), where it says what the handler raised. `strategy`: how the group
+    shares the queues, a plain function (see `rebalance`). `consume_timeout`: seconds until messages are taken from a handler that does not return and handed
     back (not ordered). `suspend`: seconds before an ordered queue goes on after a failure.
     `persist_interval`: seconds between commits (default 5; ordered: 0.5).
 
@@ -329,11 +329,8 @@ class PushConsumer(GroupMember):
         begun = time.monotonic()
         remark: str | None = None
         try:
-            result: HandlerResult = await self._get_handler()([message])
-            if isinstance(result, (list, tuple)):
-                result = result[0]
-            retry = isinstance(result, RetryLater) or result not in (None, ConsumeResult.SUCCESS)
-            outcome = "CR_LATER" if retry else "CR_SUCCESS"
+            results = spread(await self._get_handler()([message]), [message])
+            outcome = "CR_SUCCESS" if results in (None, [ConsumeResult.SUCCESS]) else "CR_LATER"
         except Exception as error:  # noqa: BLE001 - the operator who asked for it gets it as text
             outcome = "CR_THROW_EXCEPTION"
             remark = f"{type(error).__name__}: {error}"

@@ -24,9 +24,6 @@ from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig
 from rocketq.remoting.codes import ResponseCode
 
 COPY_OF = "ROCKETQ_COPY_OF"
-#: Why the last attempt failed.
-EXCEPTION = "ROCKETQ_EXCEPTION"
-TRACEBACK = "ROCKETQ_TRACEBACK"
 #: The group whose offsets in the dead-letter topics say which messages have been dealt with.
 DLQ_GROUP = "rocketq_dlq"
 _CHUNK = 32
@@ -75,7 +72,7 @@ def copy(message: ReceivedMessage, topic: str) -> Message:
         raise CannotCopy(str(error)) from None
     if not made.body:
         raise CannotCopy("its body is empty, which brokers refuse")
-    dropped = (names.RESERVED - _KEPT) | {EXCEPTION, TRACEBACK}
+    dropped = (names.RESERVED - _KEPT) | {names.EXCEPTION, names.TRACEBACK}
     made.properties.update({name: value for name, value in given.items() if name not in dropped})
     made.properties[names.UNIQ_KEY] = message.message_id
     made.properties[COPY_OF] = place(message)

@@ -29,24 +29,36 @@ class ConsumeResult(Enum):
 
 
 class RetryLater(NamedTuple):
-    """As RETRY_LATER, with the delay chosen: level 1 to 18 (1 s 5 s 10 s 30 s 1 m … 2 h); None or 0: the broker's."""
+    """As RETRY_LATER, with the delay chosen: `delay` in seconds, or a level from 1 to 18 (1 s 5 s 10 s 30 s 1 m … 2 h).
+
+    Without either the usual one. A `PushConsumer` can only have delays that are levels and takes the next longer one.
+    `error` is told in the dead letter queue when there are no attempts left.
+    """
 
     delay_level: int | None = None
+    delay: float | None = None
+    error: BaseException | None = None
 
 
-OneResult = ConsumeResult | RetryLater
+class DeadLetter(NamedTuple):
+    """As DEAD_LETTER; the dead letter says the `error` and its traceback."""
+
+    error: BaseException | None = None
+
+
+OneResult = ConsumeResult | RetryLater | DeadLetter
 #: One for all messages of the call, or one each in their order. None counts as SUCCESS.
-HandlerResult = ConsumeResult | RetryLater | Sequence[OneResult] | None
+HandlerResult = ConsumeResult | RetryLater | DeadLetter | Sequence[OneResult] | None
 
 
 def spread(result: HandlerResult, messages: Sequence[ReceivedMessage]) -> list[OneResult] | None:
     """One result for each message, None when all succeeded. Raises TypeError for anything that is not a result."""
     if result is None or result is ConsumeResult.SUCCESS:
         return None
-    if isinstance(result, (ConsumeResult, RetryLater)):
+    if isinstance(result, (ConsumeResult, RetryLater, DeadLetter)):
         return [result] * len(messages)
     if not isinstance(result, (list, tuple)) or not all(
-        isinstance(r, (ConsumeResult, RetryLater)) for r in result
+        isinstance(r, (ConsumeResult, RetryLater, DeadLetter)) for r in result
     ):
         raise TypeError(f"a handler returned {result!r}, which is not a ConsumeResult, nor one for each message")
     if len(result) != len(messages):

@@ -1,4 +1,4 @@
-"""Handing a failed message back: the broker delivers it again later, or puts it into the dead letter queue."""
+"""Handing a failed message back: the broker delivers it again later, or it goes to the dead letter queue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 
 from rocketq import properties as names
+from rocketq.client.dead_letters import dead_letter
 from rocketq.client.instance import ClientInstance
 from rocketq.client.producer import AsyncProducer
 from rocketq.errors import BrokerError, RocketQError
@@ -20,7 +21,14 @@ log = logging.getLogger("rocketq.client")
 #: Delay level that means the dead letter queue.
 DEAD_LETTER = -1
 TIMEOUT = 5.0
+#: Seconds of the delay levels, as brokers have them unless they are told otherwise.
+LEVELS = (1, 5, 10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200)
 INNER_GROUP = "CLIENT_INNER_PRODUCER"
+
+
+def level_for(delay: float) -> int:
+    """The delay level of `delay` seconds, or the next longer one."""
+    return next((level for level, seconds in enumerate(LEVELS, 1) if seconds >= delay), len(LEVELS))
 
 
 class SendBack:
@@ -37,6 +45,21 @@ class SendBack:
 
     async def close(self) -> None:
         await self._producer.close()
+
+    async def dead_letter(self, message: ReceivedMessage, error: BaseException | None) -> bool:
+        """True when the message is in the dead letter queue, with what the error says where that was possible."""
+        if error is not None:
+            try:
+                await self._producer.send(dead_letter(message, self._group, error))
+                return True
+            except (RocketQError, CorruptRecord) as refused:
+                log.info(
+                    "group %s: the dead letter of %s will not say why: it cannot be published: %s",
+                    self._group,
+                    message,
+                    refused,
+                )
+        return await self.send_back(message, DEAD_LETTER)
 
     async def send_back(self, message: ReceivedMessage, level: int) -> bool:
         """True when the broker has it again. `level`: 1 to 18, 0 for the broker's own, DEAD_LETTER."""

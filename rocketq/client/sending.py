@@ -22,7 +22,7 @@ from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector, by_hash
 from rocketq.errors import BrokerError, InvalidMessage, RemotingError, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, new_unique_id
-from rocketq.names import AUTO_CREATE_TOPIC, NOT_SENDABLE, RETRY_PREFIX, check_group, check_topic
+from rocketq.names import AUTO_CREATE_TOPIC, DLQ_PREFIX, NOT_SENDABLE, RETRY_PREFIX, check_group, check_topic
 from rocketq.properties import encode_properties
 from rocketq.record import TRANSACTION_PREPARED
 from rocketq.remoting.codes import STORED, VERSION, RequestCode, ResponseCode
@@ -182,7 +182,7 @@ class SendCore:
         retry_of = None
         if names.TRAN_MSG in properties and properties[names.TRAN_MSG] == "true":
             sys_flag |= TRANSACTION_PREPARED
-        elif topic.startswith(RETRY_PREFIX):
+        elif topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
             properties = dict(properties)
             retry_of = (
                 int(properties.pop(names.RECONSUME_TIME, "0")),
@@ -196,7 +196,7 @@ class SendCore:
     @staticmethod
     def batchable(message: Message) -> bool:
         """True for a message that may share a request with others: no delay, no timer, no transaction, no retry."""
-        return _ALONE.isdisjoint(message.properties) and not message.topic.startswith(RETRY_PREFIX)
+        return _ALONE.isdisjoint(message.properties) and not message.topic.startswith((RETRY_PREFIX, DLQ_PREFIX))
 
     @staticmethod
     def batched_size(message: Message) -> int:
