@@ -17,6 +17,7 @@ COMMANDS = {
     "worker": "rocketq.cli.worker:worker",
     "send": "rocketq.cli.send:send",
     "tail": "rocketq.cli.tail:tail",
+    "top": "rocketq.cli.top:top",
     "message": "rocketq.cli.message:message",
     "dlq": "rocketq.cli.dlq:dlq",
     "replay": "rocketq.cli.replay:replay",
