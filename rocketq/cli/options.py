@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rocketq.cli.times import EXAMPLES, parse_time
+from rocketq.cli.times import parse_time
 from rocketq.client.admin import Admin
 from rocketq.client.sync_producer import Producer
 from rocketq.remoting.tls import TlsConfig
@@ -110,8 +110,10 @@ class TimeType(click.ParamType):  # type: ignore[type-arg]
 
 
 def time_option(*names: str, help: str, **settings: Any) -> Callable[[_F], _F]:
-    """An option that is a point in time."""
-    return click.option(*names, type=TimeType(), help=f"{help} As: {EXAMPLES}.", **settings)
+    """An option that is a point in time. `help` ends with a full stop."""
+    return click.option(
+        *names, type=TimeType(), help=f"{help} As 2h ago, yesterday 08:00, 2031-05-01T12:00Z.", **settings
+    )
 
 
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

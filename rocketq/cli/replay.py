@@ -23,7 +23,7 @@ _INDEX_LIMIT = 10_000
 @click.option("-t", "--topic", required=True, help="Where the messages are.")
 @click.option("-g", "--group", required=True, help="Who gets them again.")
 @time_option("--since", required=True, help="Messages stored then or later.")
-@time_option("--until", help="Messages stored before.  [default: now]")
+@time_option("--until", help="Messages stored before. Without it up to now.")
 @click.option("--tag", default="*", show_default=True, help='Only these: a tag, or several as "a || b".')
 @click.option("--key", help="Only messages with this key.")
 @click.option("--sql", help="Only these, as the broker evaluates SQL92: \"color = 'red' AND price > 3\".")

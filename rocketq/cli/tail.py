@@ -10,7 +10,6 @@ import msgspec
 
 from rocketq.cli.message_text import as_line, as_object
 from rocketq.cli.options import ClientOptions, TimeType, client_options
-from rocketq.cli.times import EXAMPLES
 from rocketq.client import PullConsumer
 from rocketq.errors import RouteNotFound
 from rocketq.message import MessageQueue
@@ -23,7 +22,7 @@ GROUP = "TOOLS_CONSUMER"
 @click.argument("topic")
 @click.option("--tag", default="*", show_default=True, help='Only these: a tag, or several as "a || b".')
 @click.option("--from", "start", default="last", type=TimeType("first", "last"), show_default=True,
-              help=f"Begin with the oldest message, with the next that arrives, or at a time: {EXAMPLES}.")  # fmt: skip
+              help="Begin with the oldest message, with the next that arrives, or at a time like 2h ago.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Stop after so many messages.")
 @click.option("--no-follow", is_flag=True, help="Stop at the end of what is there now.")
 @client_options
