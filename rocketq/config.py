@@ -330,6 +330,19 @@ class BrokerConfig(Config):
     message_delay_level: str = _option(
         "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h", "The delay levels 1, 2, …; units s m h d."
     )
+    timer_wheel_enable: bool = _option(True, "Accept and deliver timer messages, which name a time of their own.")
+    timer_max_delay_sec: int = _option(
+        0, "Timer messages that are due later than this are refused; 0: there is no limit.", unit="s", low=0
+    )
+    timer_roll_window_slot: int = _option(
+        172_800,
+        "Timer messages that are due later than this are stored anew within that time, sooner when fileReservedTime "
+        "is shorter.",
+        unit="s",
+        low=2,
+        high=604_740,
+    )
+    recall_message_enable: bool = _option(True, "Let producers take timer messages back that are not yet due.")
     trace_on: bool = _option(True, "Tell producers that they may trace their messages.")
     region_id: str = _option("DefaultRegion", "Region written into every message.")
     # store
@@ -340,6 +353,9 @@ class BrokerConfig(Config):
     mapped_file_size_commit_log: int = _option(1 << 30, "Size of a CommitLog file.", unit="bytes", low=1024)
     mapped_file_size_consume_queue: int = _option(
         6_000_000, "Size of a ConsumeQueue file, 20 bytes a message.", unit="bytes", low=20
+    )
+    mapped_file_size_timer_log: int = _option(
+        104_857_600, "Size of a file of the timer log, 52 bytes a message.", unit="bytes", low=1024
     )
     flush_disk_type: Literal["ASYNC_FLUSH", "SYNC_FLUSH"] = _option(
         "ASYNC_FLUSH",
@@ -371,7 +387,11 @@ class BrokerConfig(Config):
         high=99,
     )
     disk_space_clean_forcibly_ratio: int = _option(
-        85, "From this use of the disk on, the oldest files are removed, expired or not.", unit="%", low=10, high=100
+        85,
+        "From this use of the disk on, the oldest files are removed, expired or not.",
+        unit="%",
+        low=10,
+        high=100,
     )
     clean_file_forcibly_enable: bool = _option(
         True, "Remove files that are not expired when the disk is past diskSpaceCleanForciblyRatio."

@@ -12,6 +12,7 @@ import logging
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rocketq import properties as props
@@ -31,9 +32,10 @@ MAX_WAITING = 10_000
 #: … or more bytes than this are written and not yet forced to it.
 MAX_UNFLUSHED = 512 * 1024 * 1024
 
-#: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages):
-#: the answer to a send. With bytes in the place of what was appended these are the answer, ready made.
-Pending = tuple[int, int, str | None, int, "Appended | bytes", list[Appended] | None]
+#: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages,
+#: recall handle):
+#: the answer to a send. With buffers in the place of what was appended these are the answer, ready made.
+Pending = tuple[int, int, str | None, int, "Appended | list[Buffer]", list[Appended] | None, str]
 
 _FRAME = struct.Struct(">iI")
 _INT = struct.Struct(">i")
@@ -82,6 +84,7 @@ class Batch:
         self._appended = 0
         self._pending: list[Pending] = []
         self._unwaited: list[Pending] = []  # with WAIT=false under SYNC_FLUSH
+        self._undo: list[Callable[[], None]] = []
         self._waiting: deque[_Waiting] = deque()
         self._waiting_answers = 0
         self.busy = False
@@ -121,24 +124,43 @@ class Batch:
         appended: Appended,
         several: list[Appended] | None = None,
         wait: bool = True,
+        undo: Callable[[], None] | None = None,
+        recall_handle: str = "",
     ) -> None:
         """Note that `request` sent a message (or `several`) and is answered when they are written.
 
         Without `wait` the answer does not wait for the disk even with SYNC_FLUSH.
         """
-        entry = (request.opaque, request.serialize_type, transaction_id, queue_id, appended, several)
+        entry = (
+            request.opaque,
+            request.serialize_type,
+            transaction_id,
+            queue_id,
+            appended,
+            several,
+            recall_handle,
+        )
         self._add(connection, request, entry, 1 if several is None else len(several), wait)
 
     def reply(
-        self, connection: Connection, request: Command, answer: bytes, count: int = 1, wait: bool = True
+        self,
+        connection: Connection,
+        request: Command,
+        answer: bytes | list[Buffer],
+        count: int = 1,
+        wait: bool = True,
+        undo: Callable[[], None] | None = None,
     ) -> None:
         """Note that `request` appended `count` records and gets the frame `answer` when they are written.
 
-        When they cannot be written it gets an error instead. `wait` as for `add`.
+        When they cannot be written it gets an error instead, and `undo` takes back what is in memory by then.
+        `wait` as for `add`.
         """
-        self._add(
-            connection, request, (request.opaque, request.serialize_type, None, 0, answer, None), count, wait
-        )
+        buffers: list[Buffer] = [answer] if isinstance(answer, bytes) else answer
+        entry = (request.opaque, request.serialize_type, None, 0, buffers, None, "")
+        self._add(connection, request, entry, count, wait)
+        if undo is not None:
+            self._undo.append(undo)
 
     def _add(self, connection: Connection, request: Command, entry: Pending, count: int, wait: bool) -> None:
         if self._owner is not connection:
@@ -162,7 +184,8 @@ class Batch:
         connection, pending, count = self._owner, self._pending, self._appended
         assert connection is not None
         unwaited = self._unwaited
-        self._owner, self._appended, self._pending = None, 0, []
+        undo = self._undo
+        self._owner, self._appended, self._pending, self._undo = None, 0, [], []
         store, statistics = self._store, self._statistics
         before = store.written_offset
         begun = time.perf_counter()
@@ -171,6 +194,8 @@ class Batch:
         except StoreError as error:
             self._unwaited = []
             statistics.put_failed += count
+            for take_back in reversed(undo):
+                take_back()
             self._fail(connection, pending + unwaited, error)
             return
         elapsed = time.perf_counter() - begun
@@ -234,11 +259,11 @@ class Batch:
         prefix = f'{{"code":{code:d},"extFields":{{"queueId":"'
         suffix = f'{self._json_ext}}},"flag":1,"language":"PYTHON","opaque":'
         ending = f',"serializeTypeCurrentRPC":"JSON","version":{VERSION}}}'
-        for opaque, serialize_type, transaction_id, queue_id, appended, several in pending:
-            if isinstance(appended, bytes):
+        for opaque, serialize_type, transaction_id, queue_id, appended, several, handle in pending:
+            if isinstance(appended, list):
                 if code:
-                    appended = encode_response(Command(0, opaque=opaque, serialize_type=serialize_type), code)
-                out.append(appended)
+                    appended = [encode_response(Command(0, opaque=opaque, serialize_type=serialize_type), code)]
+                out += appended
                 continue
             assert transaction_id is not None
             if several is None:
@@ -252,6 +277,8 @@ class Batch:
                     transaction = f'"transactionId":"{transaction_id}",'
                 else:
                     transaction = f'"transactionId":"{_json_text(transaction_id)}",'
+                if handle:
+                    transaction += f'"recallHandle":"{handle}",'
                 header = (
                     f'{prefix}{queue_id}",{transaction}"msgId":"{message_id}","queueOffset":"{appended.queue_offset}",'
                     f"{suffix}{opaque}{ending}"
@@ -260,7 +287,7 @@ class Batch:
                 out.append(pack(4 + size, size))
             else:
                 header = self._binary_answer(
-                    opaque, code, transaction_id, queue_id, message_id, appended.queue_offset
+                    opaque, code, transaction_id, queue_id, message_id, appended.queue_offset, handle
                 )
                 size = len(header)
                 out.append(pack(4 + size, 1 << 24 | size))
@@ -268,7 +295,14 @@ class Batch:
         connection.write(out)
 
     def _binary_answer(
-        self, opaque: int, code: int, transaction_id: str, queue_id: int, message_id: str, queue_offset: int
+        self,
+        opaque: int,
+        code: int,
+        transaction_id: str,
+        queue_id: int,
+        message_id: str,
+        queue_offset: int,
+        recall_handle: str,
     ) -> bytes:
         queue, offset, message = b"%d" % queue_id, b"%d" % queue_offset, message_id.encode()
         transaction = transaction_id.encode()
@@ -277,7 +311,9 @@ class Batch:
         entry = b""
         if transaction:
             entry = b"%b%b%b" % (_TRANSACTION_KEY, _INT.pack(len(transaction)), transaction)
-            size += len(entry)
+        if recall_handle:
+            entry += _binary_entry("recallHandle", recall_handle)
+        size += len(entry)
         head = _BINARY_HEAD.pack(code, _PYTHON, VERSION, opaque, FLAG_RESPONSE, 0, size, 7, b"queueId", len(queue))
         return b"%b%b%b\x00\x05msgId%b%b\x00\x0bqueueOffset%b%b%b" % (
             head,

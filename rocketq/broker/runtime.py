@@ -10,6 +10,7 @@ from collections.abc import Callable
 from rocketq import javajson
 from rocketq.broker.delay import Delay
 from rocketq.broker.statistics import Statistics
+from rocketq.broker.timer import Timer
 from rocketq.config import BrokerConfig, parse_properties
 from rocketq.record import decode_record
 from rocketq.remoting.bodies import KVTable
@@ -43,9 +44,12 @@ LIVE = frozenset(
         "max_transfer_bytes_on_message_in_memory",
         "max_transfer_count_on_message_in_memory",
         "notify_consumer_ids_changed_enable",
+        "recall_message_enable",
         "region_id",
         "short_polling_time_mills",
         "sync_flush_timeout",
+        "timer_max_delay_sec",
+        "timer_roll_window_slot",
         "trace_on",
         "validate_system_topic_when_update_topic",
     }
@@ -60,6 +64,7 @@ class Runtime:
         config: BrokerConfig,
         store: MessageStore,
         delay: Delay,
+        timer: Timer,
         statistics: Statistics,
         on_config: Callable[[set[str]], None],
         clock_ms: Callable[[], int],
@@ -68,6 +73,7 @@ class Runtime:
         self._config = config
         self._store = store
         self._delay = delay
+        self._timer = timer
         self._statistics = statistics
         self._on_config = on_config
         self._clock_ms = clock_ms
@@ -173,11 +179,7 @@ class Runtime:
                 f"{seconds % 60} seconds ]"
             ),
             "startAcceptSendRequestTimeStamp": 0,
-            "timerCongestNum": 0,
-            "timerDequeueTps": 0.0,
-            "timerEnqueueTps": 0.0,
-            "timerOffsetBehind": 0,
-            "timerReadBehind": 0,
+            **self._timer.runtime(),
         }
         # there are no queues in front of thread pools here
         for pool in ("send", "pull", "litePull", "query", "ack"):

@@ -9,6 +9,7 @@ Order of checks, codes and texts follow `SendMessageProcessor` and `AbstractSend
 from __future__ import annotations
 
 import random
+import re
 import struct
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
@@ -22,11 +23,13 @@ from rocketq.broker.groups import Groups
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
+from rocketq.broker.timer import out_of
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import InvalidMessage, StoreFull
 from rocketq.message import new_unique_id
 from rocketq.properties import decode_properties, encode_properties
+from rocketq.recall import RecallHandle
 from rocketq.record import TRANSACTION_MASK
 from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig
 from rocketq.remoting.codes import FAQ, Perm, RequestCode, ResponseCode
@@ -93,13 +96,22 @@ _NOT_FOR_PRIORITY = frozenset({props.DELAY, props.SHARDING_KEY, props.TRAN_MSG, 
 _NOT_IN_BATCH = frozenset({props.DELAY, props.INNER_NUM, *_TIMER})
 
 
+#: Numbers as Java reads them, and the last time that a record can name.
+_NUMBER = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
+_LAST_MS = 2**63 - 2
+
+
 class Place(NamedTuple):
-    """Where a message is stored, which may be another place than where it was sent to."""
+    """Where a message is stored, which may be another place than where it was sent to.
+
+    `deliver_time`: of a delay level, ms. `recall_handle`: takes a timer message back.
+    """
 
     topic: str
     queue_id: int
     properties: str
     deliver_time: int | None = None
+    recall_handle: str = ""
 
 
 #: A message of a batch: flag, body, property string, and its TAGS, UNIQ_KEY and KEYS.
@@ -162,6 +174,7 @@ class Sender:
         statistics: Statistics,
         deliver_time: Callable[[int], int],
         max_level: int,
+        clock_ms: Callable[[], int],
     ) -> None:
         self._config = config
         self._store = store
@@ -172,6 +185,7 @@ class Sender:
         self._statistics = statistics
         self._deliver_time = deliver_time
         self._max_level = max_level
+        self._clock_ms = clock_ms
         #: topics that plain sends may go to -> number of queue ids that are accepted
         self._open: dict[str, int] = {}
 
@@ -197,6 +211,7 @@ class Sender:
         text = header.properties or ""
         target_queue = queue_id
         deliver_time = None
+        recall_handle = ""
         try:
             if self._batch.busy:
                 raise self._flow_control()
@@ -222,8 +237,9 @@ class Sender:
                 if retried is topic and _SPECIAL.isdisjoint(properties):
                     text = encode_properties(properties)
                 else:
-                    topic, target_queue, text, deliver_time = self._special(retried, queue_id, properties)
-                    if deliver_time is None:
+                    place = self._special(retried, queue_id, properties)
+                    topic, target_queue, text, deliver_time, recall_handle = place
+                    if deliver_time is None and topic != names.TIMER_TOPIC:
                         queue_id = target_queue
                 tag, keys = properties.get(props.TAGS), properties.get(props.KEYS)
                 wait = properties.get(props.WAIT) != "false"
@@ -252,7 +268,7 @@ class Sender:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         except InvalidMessage as error:
             return self._refusal(request, ResponseCode.MESSAGE_ILLEGAL, str(error))
-        self._batch.add(connection, request, unique_id, queue_id, appended, wait=wait)
+        self._batch.add(connection, request, unique_id, queue_id, appended, wait=wait, recall_handle=recall_handle)
         return None
 
     def _check_topic(self, connection: Connection, topic: str, header: SendHeader | SendHeaderV2) -> int:
@@ -332,16 +348,65 @@ class Sender:
         Raises Refused when the delay that they ask for is impossible.
         """
         level = self._level(properties)
-        if props.DELAY in properties:
+        if level > 0:
             for name in _TIMER:
                 properties.pop(name, None)
-        elif not properties.keys().isdisjoint(_TIMER):
-            remark = "accurate timer message is not enabled, timerWheelEnable is false"
-            raise Refused(ResponseCode.SYSTEM_ERROR, remark)
+        elif not properties.keys().isdisjoint(_TIMER) and props.TIMER_OUT_MS not in properties:
+            due = self._due(properties)
+            if due:
+                return self._timed(topic, queue_id, properties, due)
         if level <= 0:
             return Place(topic, queue_id, encode_properties(properties))
         properties = {**properties, props.REAL_TOPIC: topic, props.REAL_QID: str(queue_id)}
         return Place(names.SCHEDULE_TOPIC, level - 1, encode_properties(properties), self._deliver_time(level))
+
+    def _due(self, properties: dict[str, str]) -> int:
+        """When a timer message is to be delivered, ms; 0 for now."""
+        if not self._config.timer_wheel_enable:
+            remark = "accurate timer message is not enabled, timerWheelEnable is false"
+            raise Refused(ResponseCode.SYSTEM_ERROR, remark)
+        name = next(name for name in _TIMER if name in properties)
+        value = properties[name]
+        if not _NUMBER.fullmatch(value):
+            raise self._bad_timer(f"{name}={value} is not a number")
+        now = self._clock_ms()
+        if name == props.TIMER_DELIVER_MS:
+            due = int(value)
+        else:
+            due = now + int(value) * (1000 if name == props.TIMER_DELAY_SEC else 1)
+        if due <= now:
+            if props.TIMER_DEL_UNIQKEY in properties:
+                raise self._bad_timer(f"{name}={value} is over")
+            return 0
+        limit = self._config.timer_max_delay_sec * 1000
+        if due > _LAST_MS or (limit and due - now > limit):
+            raise self._bad_timer(f"{name}={value} is too far ahead")
+        return due
+
+    def _timed(self, topic: str, queue_id: int, properties: dict[str, str], due: int) -> Place:
+        """The place of a message that is to be delivered at `due`."""
+        out = out_of(due)
+        properties = {
+            **properties,
+            props.TIMER_OUT_MS: str(out),
+            props.REAL_TOPIC: topic,
+            props.REAL_QID: str(queue_id),
+        }
+        handle = ""
+        if not topic.startswith(names.RETRY_PREFIX):
+            unique_id = properties.get(props.UNIQ_KEY, "")
+            handle = RecallHandle(topic, self._config.broker_name, out + 1, unique_id).encode()
+        return Place(names.TIMER_TOPIC, 0, encode_properties(properties), recall_handle=handle)
+
+    def _bad_timer(self, why: str) -> Refused:
+        limit = self._config.timer_max_delay_sec * 1000
+        remark = f"timer message illegal: {why}"
+        if limit:  # Apache's only text
+            remark = (
+                f"timer message illegal, the delay time should not be bigger than the max delay {limit}ms; or if set "
+                "del msg, the delay time should be bigger than the current time"
+            )
+        return Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
 
     def _level(self, properties: dict[str, str]) -> int:
         """The delay level that the properties ask for; not above the highest, 0 for none."""

@@ -24,12 +24,14 @@ from rocketq.broker.locks import QueueLocks
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.pull import Pull
 from rocketq.broker.query import Query
+from rocketq.broker.recall import Recall
 from rocketq.broker.registration import Registration
 from rocketq.broker.retry import Retry
 from rocketq.broker.runtime import Runtime
 from rocketq.broker.saving import Saver
 from rocketq.broker.send import Sender
 from rocketq.broker.statistics import Statistics
+from rocketq.broker.timer import Timer
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError, RocketQError, StoreError
@@ -51,6 +53,7 @@ BATCHED = frozenset(
         int(RequestCode.SEND_MESSAGE_V2),
         int(RequestCode.SEND_BATCH_MESSAGE),
         int(RequestCode.CONSUMER_SEND_MSG_BACK),
+        int(RequestCode.RECALL_MESSAGE),
     }
 )
 #: Not served on the second port, which is for producers and operators (`BrokerController`).
@@ -95,6 +98,7 @@ class Broker:
         )
         self.offsets = Offsets(root / "consumerOffset.json", files, self.groups, self.topics, self.store, clock_ms)
         self.delay = Delay(config, root / "delayOffset.json", files, self.store, clock_ms)
+        self.timer = Timer(config, root, files, self.store, clock_ms)
         self.batch = Batch(config, self.store, self.statistics)
         self.sender = Sender(
             config,
@@ -106,6 +110,7 @@ class Broker:
             self.statistics,
             self.delay.deliver_time,
             self.delay.max_level,
+            clock_ms,
         )
         self.hold = Hold()
         self.pull = Pull(
@@ -119,6 +124,7 @@ class Broker:
             self.statistics,
         )
         self.retry = Retry(self.groups, self.topics, self.sender, self.store)
+        self.recall = Recall(config, self.store, self.topics, self.sender, self.batch, self.timer, clock_ms)
         self.query = Query(config, self.store)
         self.admin = Admin(
             config,
@@ -133,7 +139,7 @@ class Broker:
             booted,
         )
         self.runtime = Runtime(
-            config, self.store, self.delay, self.statistics, self._config_changed, clock_ms, booted
+            config, self.store, self.delay, self.timer, self.statistics, self._config_changed, clock_ms, booted
         )
         self.store.on_arrive = self._arrived
         #: request code -> who serves it
@@ -145,6 +151,8 @@ class Broker:
             self.offsets,
             self.locks,
             self.retry,
+            self.timer,
+            self.recall,
             self.query,
             self.admin,
             self.runtime,
@@ -199,6 +207,7 @@ class Broker:
             self.batch.start(await _packed_address(config.host, self.port))
             await self._listen_for_old_clients()
             await self.delay.start()
+            self.timer.start()
             self._ticker = asyncio.create_task(self._tick())
             if config.namesrv_addresses:
                 self._client = AsyncClient(tls=config.client_tls(), on_connection_lost=self._namesrv_lost)
@@ -228,6 +237,7 @@ class Broker:
         self.hold.stop()
         try:
             await self.delay.stop()
+            self.timer.stop()
             await self.locks.save()
             for table in (self.topics, self.groups, self.offsets, self.delay):
                 self.saver.save(table)
@@ -276,6 +286,7 @@ class Broker:
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""
         self.hold.arrived(messages)
+        self.timer.arrived()
 
     # changes and periodic work
 
@@ -315,6 +326,7 @@ class Broker:
                 await self.saver.save_later(self.groups, 0.0)
                 await self.saver.save_later(self.offsets, offsets_every)
                 await self.saver.save_later(self.delay, offsets_every)
+                await self.timer.checkpoint()
                 if now >= next_expiry:
                     next_expiry = now + EXPIRE_EVERY
                     self.clients.expire()

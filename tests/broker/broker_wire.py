@@ -178,9 +178,12 @@ def config(directory: Path, **settings: Any) -> BrokerConfig:
 
 
 @contextlib.asynccontextmanager
-async def running(directory: Path, *, files: Any = None, **settings: Any) -> AsyncIterator[tuple[Broker, Wire]]:
+async def running(
+    directory: Path, *, files: Any = None, clock_ms: Callable[[], int] | None = None, **settings: Any
+) -> AsyncIterator[tuple[Broker, Wire]]:
     """A broker and one connection to it."""
-    broker = Broker(config(directory, **settings), files=files)
+    clock = {"clock_ms": clock_ms} if clock_ms else {}
+    broker = Broker(config(directory, **settings), files=files, **clock)
     await broker.start()
     wire = await Wire.connect(broker.port)
     try:

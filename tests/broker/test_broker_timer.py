@@ -1,0 +1,421 @@
+"""Timer messages: when they come, how often, and what becomes of them over restarts. The clock is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_wire import config
+
+from rocketq import properties as props
+from rocketq.broker import timer as timer_module
+from rocketq.broker.timer import Timer, due_of, out_of, second_of
+from rocketq.errors import StoreFull
+from rocketq.names import TIMER_TOPIC
+from rocketq.properties import encode_properties
+from rocketq.record import decode_record, pack_host
+from rocketq.store.files import OsFiles
+from rocketq.store.store import MessageStore
+
+HOST = pack_host("127.0.0.1", 10911)
+START = 1_800_000_000_000
+HOUR = 3_600_000
+DAY = 24 * HOUR
+
+
+class Kit:
+    """A store with a timer and no network. Messages are what would come out of `Sender.place`."""
+
+    def __init__(self, directory: Path, now: int = START + 250, **settings: Any) -> None:
+        self.now = now
+        self.directory = directory
+        self.settings = {"mapped_file_size_timer_log": 1024, "mapped_file_size_commit_log": 1 << 20} | settings
+        self.open()
+
+    def open(self) -> None:
+        settings = config(self.directory, **self.settings)
+        self.store = MessageStore(settings.store(), clock_ms=lambda: self.now)
+        self.store.open()
+        self.timer = Timer(settings, self.directory / "config", OsFiles(), self.store, lambda: self.now)
+        self.timer.wake = lambda: None  # type: ignore[method-assign]
+        self.timer.start()
+
+    def close(self) -> None:
+        self.timer.stop()
+        self.store.close()
+
+    def checkpoint(self) -> None:
+        """What the broker does every few seconds."""
+        self.store._flusher.flush()
+        self.store.advance()
+        self.timer._next_save = 0.0
+        asyncio.run(self.timer.checkpoint())
+
+    def kill(self) -> None:
+        """Leave the directory as a process that was killed leaves it, and open it again."""
+        self.timer._log.close()
+        self.timer._wheel.close()
+        store = self.store
+        if store._saving is not None:
+            store._saving.result()
+        store._helper.shutdown()
+        store._flusher.on_durable = None
+        store._flusher.stop()
+        store.log._prepared = None
+        store.log.close()
+        store.consume_queues.close()
+        store.index.close()
+        store._marks.unlock()
+        store._helper = None
+        self.open()
+
+    def reopen(self) -> None:
+        self.close()
+        self.open()
+
+    def append(self, body: str, properties: dict[str, str], topic: str = TIMER_TOPIC) -> None:
+        self.store.append(
+            topic,
+            0,
+            body.encode(),
+            encode_properties(properties),
+            tag=None,
+            unique_id=properties.get("UNIQ_KEY"),
+            keys=None,
+            flag=0,
+            sys_flag=0,
+            born_timestamp=self.now,
+            born_host=HOST,
+            store_host=HOST,
+        )
+        self.store.write()
+
+    def send(self, body: str, due: int, **more: str) -> None:
+        out = {"UNIQ_KEY": body, "TIMER_OUT_MS": str(out_of(due)), "REAL_TOPIC": "T", "REAL_QID": "0"}
+        self.append(body, out | more)
+
+    def recall(self, body: str, due: int) -> None:
+        self.send(body, due, TIMER_DEL_UNIQKEY=body)
+
+    def work(self) -> None:
+        """Turns until there is nothing to do now."""
+        for _ in range(10_000):
+            if self.timer.turn() > 0:
+                return
+        raise AssertionError("the timer does not come to rest")
+
+    def advance(self, ms: int) -> list[str]:
+        """Let time pass, working at least every second; the bodies that came, in order."""
+        before = self.store.max_offset("T", 0)
+        until = self.now + ms
+        while self.now < until:
+            self.work()
+            wait = max(1, int(self.timer.turn()))
+            self.now = min(until, self.now + wait)
+        self.work()
+        return [body for body, _ in self.delivered()[before:]]
+
+    def delivered(self) -> list[tuple[str, int]]:
+        """Bodies in the real topic and when each was stored."""
+        found = []
+        offset = 0
+        while (entry := self.store.consume_entry("T", 0, offset)) is not None:
+            record = decode_record(self.store.record_at(entry[0]))
+            found.append((record.body.decode(), record.store_timestamp))
+            offset += 1
+        return found
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Any:
+    kit = Kit(tmp_path)
+    yield kit
+    kit.close()
+
+
+def test_messages_come_to_the_millisecond_in_the_order_of_their_times(kit: Kit) -> None:
+    dues = [START + 5000, START + 1999, START + 2001, START + 2000, START + 300, START + 60_000]
+    for due in dues:
+        kit.send(str(due), due)
+    kit.advance(61_000)
+    came = kit.delivered()
+    assert [body for body, _ in came] == [str(due) for due in sorted(dues)]
+    # TIMER_OUT_MS cannot say the first ms of a second exactly
+    assert [at - int(body) for body, at in came] == [1 if due % 1000 == 1 else 0 for due in sorted(dues)]
+
+
+@pytest.mark.parametrize("due", range(START + 998, START + 1003))
+def test_a_time_is_kept_as_the_last_ms_before_it_in_the_second_that_apache_uses(due: int) -> None:
+    out = out_of(due)
+    assert due_of({"TIMER_OUT_MS": str(out)}) in (due, due + 1)
+    # Apache delivers when the second is over
+    assert out // 1000 == second_of(due)
+    assert (out // 1000 + 1) * 1000 >= due
+
+
+@pytest.mark.parametrize(
+    ("properties", "due"),
+    [
+        ({"TIMER_OUT_MS": "7000"}, 8000),
+        ({"TIMER_OUT_MS": "7000", "TIMER_DELIVER_MS": "7300"}, 7300),
+        ({"TIMER_OUT_MS": "7000", "TIMER_DELIVER_MS": "8000"}, 8000),
+        ({"TIMER_OUT_MS": "7000", "TIMER_DELIVER_MS": "9000"}, 8000),
+        ({"TIMER_OUT_MS": "7000", "TIMER_DELIVER_MS": "x"}, 8000),
+    ],
+)
+def test_what_apache_rounded_down_is_never_early(properties: dict[str, str], due: int) -> None:
+    assert due_of(properties) == due
+
+
+def test_messages_of_apache_come_at_their_time(kit: Kit) -> None:
+    kit.send("rounded", START + 3000, TIMER_OUT_MS=str(START + 2000))
+    kit.send("exact", START + 2400, TIMER_OUT_MS=str(START + 2000), TIMER_DELIVER_MS=str(START + 2400))
+    kit.advance(10_000)
+    assert kit.delivered() == [("exact", START + 2400), ("rounded", START + 3000)]
+
+
+def test_only_what_is_due_soon_is_in_memory(kit: Kit) -> None:
+    for number in range(2000):
+        kit.send(str(number), START + 60_000 + 10 * number)
+    kit.work()
+    assert kit.timer.in_memory == 0
+    assert kit.timer.pending == 2000
+    kit.advance(65_000)
+    assert 0 < kit.timer.in_memory < 500
+    assert len(kit.advance(20_000)) + len(kit.delivered()) >= 2000
+    assert len(kit.delivered()) == 2000
+    assert kit.timer.pending == 0
+
+
+def test_a_slot_with_more_messages_than_fit_is_read_in_parts(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timer_module, "_KEEP", 50)
+    monkeypatch.setattr(timer_module, "_READ_PER_TURN", 7)
+    dues = [START + 60_000 + number * 379 % 1000 for number in range(500)]
+    for number, due in enumerate(dues):
+        kit.send(f"{due}-{number:03d}", due)
+    most = 0
+    came: list[str] = []
+    for _ in range(70):
+        came += kit.advance(1000)
+        most = max(most, kit.timer.in_memory)
+    assert most <= 100
+    assert len(came) == 500
+    assert [body[:13] for body in came] == sorted([body[:13] for body in came])
+    assert [at - int(body[:13]) for body, at in kit.delivered()] == [int(int(b[:13]) % 1000 == 1) for b in came]
+
+
+def test_what_comes_into_a_slot_that_is_being_read_is_not_missed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timer_module, "_KEEP", 20)
+    monkeypatch.setattr(timer_module, "_READ_PER_TURN", 5)
+    for number in range(200):
+        kit.send(f"a{number}", START + 10_000 + number)
+    kit.now = START + 8000
+    for number in range(400):
+        kit.timer.turn()
+        if number % 3 == 0:
+            kit.send(f"b{number}", START + 10_000 + number)
+    kit.advance(3000)
+    assert len(kit.delivered()) == 200 + 134
+    assert len(set(kit.delivered())) == 334
+
+
+def test_what_is_late_comes_at_once(kit: Kit) -> None:
+    kit.advance(5000)
+    kit.send("late", START + 1000)
+    kit.work()
+    assert kit.delivered() == [("late", kit.now)]
+
+
+@pytest.mark.parametrize("days", [3, 30])
+def test_what_is_due_beyond_the_wheel_is_stored_anew_until_then(kit: Kit, days: int) -> None:
+    due = kit.now + days * DAY
+    kit.send("far", due)
+    kit.work()
+    while kit.now < due - HOUR:  # hours at once: nothing else happens
+        kit.now += HOUR
+        kit.work()
+    assert kit.delivered() == []
+    assert kit.store.max_offset(TIMER_TOPIC, 0) >= days / 2
+    kit.advance(HOUR)
+    assert kit.delivered() == [("far", due)]
+    entry = kit.store.consume_entry("T", 0, 0)
+    assert entry is not None
+    text = decode_record(kit.store.record_at(entry[0])).properties
+    assert f"{props.TIMER_ROLL_TIMES}\x01{kit.store.max_offset(TIMER_TOPIC, 0) - 1}\x02" in text
+
+
+def test_the_window_stays_below_what_is_kept_of_the_log(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, file_reserved_time=3)
+    assert kit.timer.window == 2 * HOUR
+    kit.close()
+
+
+def test_a_broker_that_was_away_for_weeks_delivers_what_was_due_meanwhile(kit: Kit) -> None:
+    kit.send("a", START + 10_000)
+    kit.send("b", START + DAY)
+    kit.work()
+    kit.close()
+    kit.now += 40 * DAY
+    kit.open()
+    kit.send("new", kit.now + DAY)
+    kit.work()
+    assert [body for body, _ in kit.delivered()] == ["a", "b"]
+    assert kit.advance(DAY) == ["new"]
+
+
+def test_a_record_that_is_no_timer_message_is_stepped_over_with_a_warning(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    kit.append("stray", {"UNIQ_KEY": "stray"})
+    kit.append("bad", {"TIMER_OUT_MS": "soon", "REAL_TOPIC": "T", "REAL_QID": "0"})
+    kit.append("no queue", {"TIMER_OUT_MS": "1", "REAL_TOPIC": "T"})
+    kit.send("good", START + 1000)
+    with caplog.at_level(logging.WARNING):
+        assert kit.advance(2000) == ["good"]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 3
+    assert "message 0 of rmq_sys_wheel_timer (CommitLog offset 0)" in warnings[0]
+
+
+# recalling
+
+
+def test_a_recalled_message_never_comes(kit: Kit) -> None:
+    kit.send("keep", START + 5000)
+    kit.send("gone", START + 5000)
+    kit.send("later", START + 5001)
+    kit.work()
+    kit.recall("gone", START + 5000)
+    assert kit.advance(10_000) == ["keep", "later"]
+    assert kit.timer.pending == 0
+
+
+def test_a_recall_counts_in_the_last_moment(kit: Kit) -> None:
+    kit.send("gone", START + 5000)
+    kit.advance(4749)  # 1 ms before
+    kit.recall("gone", START + 5000)
+    assert kit.advance(5000) == []
+
+
+def test_a_recall_outlives_the_process(kit: Kit) -> None:
+    kit.send("gone", START + 5000)
+    kit.recall("gone", START + 5000)
+    kit.work()
+    kit.checkpoint()
+    kit.kill()
+    assert kit.advance(10_000) == []
+
+
+def test_a_recall_that_was_stored_before_a_crash_counts_after_it_although_both_are_overdue(kit: Kit) -> None:
+    kit.send("gone", START + 5000)
+    for number in range(1500):
+        kit.send(str(number), START + 5000)
+    kit.recall("gone", START + 5000)
+    kit.kill()
+    kit.now = START + 9000
+    kit.work()
+    assert "gone" not in [body for body, _ in kit.delivered()]
+    assert len(kit.delivered()) == 1500
+
+
+def test_recalls_of_53_name_the_topic_too(kit: Kit) -> None:
+    kit.send("gone", START + 5000)
+    kit.send("gone", START + 5000, TIMER_DEL_UNIQKEY="T+gone")
+    assert kit.advance(9000) == []
+
+
+def test_a_message_due_in_a_month_can_be_recalled(kit: Kit) -> None:
+    due = kit.now + 30 * DAY
+    kit.send("far", due)
+    kit.work()
+    kit.now += 5 * DAY
+    kit.work()
+    kit.recall("far", due)
+    while kit.now < due + HOUR:
+        kit.now += HOUR
+        kit.work()
+    assert kit.delivered() == []
+
+
+# restarts
+
+
+@pytest.mark.parametrize("again", [Kit.kill, Kit.reopen])
+@pytest.mark.parametrize("saved", [True, False])
+def test_nothing_is_lost_or_comes_twice_over_a_restart_within_a_second(kit: Kit, again: Any, saved: bool) -> None:
+    dues = [START + 2000 + number for number in range(0, 900, 3)]
+    for due in dues:
+        kit.send(str(due), due)
+    kit.advance(2000)
+    if saved:
+        kit.checkpoint()
+    kit.advance(300)
+    assert 0 < len(kit.delivered()) < 300
+    again(kit)
+    kit.now += 50
+    kit.advance(5000)
+    assert [body for body, _ in kit.delivered()] == [str(due) for due in dues]
+
+
+@pytest.mark.parametrize("lost", ["timerwheel", "timerlog/00000000000000000000", "config/timercheck"])
+def test_timer_log_and_wheel_are_made_again_from_the_commit_log(kit: Kit, lost: str) -> None:
+    far = kit.now + 3 * DAY
+    kit.send("far", far)
+    for number in range(100):
+        kit.send(str(number), START + 5000 + number * 100)
+    kit.recall("90", START + 14_000)
+    kit.advance(2 * DAY)
+    assert len(kit.delivered()) == 99
+    kit.close()
+    (kit.directory / lost).unlink()
+    kit.open()
+    kit.work()
+    assert len(kit.delivered()) == 99
+    assert kit.advance(DAY) == ["far"]
+
+
+def test_units_behind_the_checkpoint_are_found_again_without_going_through_the_topic(kit: Kit) -> None:
+    kit.send("a", START + 100_000)
+    kit.work()
+    kit.checkpoint()
+    for number in range(60):  # three files of the log
+        kit.send(str(number), START + 100_000)
+    kit.work()
+    kit.kill()
+    assert kit.timer._next == 61
+    assert kit.timer.pending == 61
+    assert len(kit.advance(101_000)) == 61
+
+
+def test_files_of_the_timer_log_go_with_the_commit_log(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        kit.send(str(number), START + 1000)
+    kit.advance(2000)
+    log = kit.directory / "timerlog"
+    assert len(list(log.iterdir())) == 6
+    log_offset = kit.store.consume_entry(TIMER_TOPIC, 0, 50)
+    assert log_offset is not None
+    kit.timer._log.remove_before(log_offset[0])
+    assert sorted(path.name for path in log.iterdir())[0] == f"{2048:020d}"
+    kit.reopen()
+    kit.send("new", kit.now + 1000)
+    assert kit.advance(2000) == ["new"]
+
+
+def test_a_full_disk_delays_and_loses_nothing(kit: Kit) -> None:
+    for number in range(10):
+        kit.send(str(number), START + 1000)
+    kit.work()
+    kit.now += 5000
+    kit.store.writable = False
+    with pytest.raises(StoreFull):
+        kit.work()
+    kit.store.writable = True
+    kit.work()
+    assert [body for body, _ in kit.delivered()] == [str(number) for number in range(10)]
+    assert kit.timer.pending == 0
