@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from rocketq import payload as payloads
@@ -156,6 +157,9 @@ class RocketQ:
         keys: Iterable[str] = (),
         selector: Selector | None = None,
         delay_level: int = 0,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
         properties: Mapping[str, str] | None = None,
         timeout: float = 3.0,
     ) -> SendResult:
@@ -164,13 +168,16 @@ class RocketQ:
         `payload`: bytes, str, or what JSON can hold (see `rocketq.payload`). `tag`: what consumers filter by.
         `key`: messages with the same key go to the same queue and keep their order (for `ordered` consumers), and can
         be looked up by it. `keys`: more words to look it up by. `selector(queues, message, key)` chooses the queue
-        itself. `delay_level` 1 to 18: deliver later (1 s 5 s 10 s 30 s 1 m … 2 h). `properties`: your own, strings.
+        itself. `delay` (a timedelta or seconds) or `at` (a datetime; without a zone: local time): deliver it then, to
+        the millisecond; the result's `recall_handle` takes it back (`producer.recall`). `delay_level` 1 to 18: the
+        delays of RocketMQ 4 (1 s 5 s 10 s 30 s 1 m … 2 h). `priority` from 0: with POP the higher ones come first; not
+        together with a delay or a `key`. `properties`: your own, strings.
         `timeout` in seconds, for all attempts together.
 
         Raises InvalidMessage, RouteNotFound, BrokerError, RemotingError; after the last two the broker may still
         have stored it.
         """
-        message = build(topic, payload, tag, key, keys, delay_level, properties)
+        message = build(topic, payload, tag, key, keys, delay_level, properties, delay, at, priority)
         chain = self._begin(message)
         result, error = None, None
         try:
@@ -192,11 +199,14 @@ class RocketQ:
         keys: Iterable[str] = (),
         selector: Selector | None = None,
         delay_level: int = 0,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
         properties: Mapping[str, str] | None = None,
         timeout: float = 3.0,
     ) -> SendResult:
         """`send` for coroutines. Many at once share connections and system calls."""
-        message = build(topic, payload, tag, key, keys, delay_level, properties)
+        message = build(topic, payload, tag, key, keys, delay_level, properties, delay, at, priority)
         chain = self._begin(message)
         result, error = None, None
         try:
@@ -301,6 +311,9 @@ def build(
     keys: Iterable[str],
     delay_level: int,
     properties: Mapping[str, str] | None,
+    delay: timedelta | float | None = None,
+    at: datetime | None = None,
+    priority: int | None = None,
 ) -> Message:
     """The message that `send` sends; `key` comes first among the keys. Raises InvalidMessage."""
     words = [keys] if isinstance(keys, str) else list(keys)
@@ -313,6 +326,9 @@ def build(
         keys=words,
         sharding_key=key,
         delay_level=delay_level,
+        delay=delay,
+        at=at,
+        priority=priority,
         properties=properties,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import socket
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -50,8 +52,10 @@ class Message:
     """A message to send.
 
     `tag` is what consumers filter by, `keys` what people look it up by, `sharding_key` what ordered sends choose
-    the queue by, `delay_level` 1 to 18 the broker's delays (1 s 5 s 10 s 30 s 1 m … 2 h; 0: none). `properties`
-    are the user's own. `unique_id` is set when it is first sent.
+    the queue by, `delay_level` 1 to 18 the broker's delays (1 s 5 s 10 s 30 s 1 m … 2 h; 0: none). `delay` (timedelta
+    or seconds) and `at` (datetime; without a zone: local time) let a 5.x broker deliver it then, to the millisecond
+    (Apache's: at the next full second); one of the three. `priority` from 0 chooses the queue of that number, or the
+    last one, where brokers are 5.4 or later. `properties` are the user's own. `unique_id` is set when it is first sent.
     """
 
     __slots__ = ("_properties", "body", "flag", "topic")
@@ -65,6 +69,9 @@ class Message:
         keys: str | Iterable[str] = (),
         sharding_key: str | None = None,
         delay_level: int = 0,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
         properties: Mapping[str, str] | None = None,
         flag: int = 0,
     ) -> None:
@@ -90,6 +97,10 @@ class Message:
             own[names.DELAY] = str(delay_level)
         own[names.WAIT] = "true"
         self._properties = own
+        if delay is not None or at is not None:
+            self.postpone(delay=delay, at=at)
+        if priority is not None:
+            self.prioritize(priority)
 
     def __repr__(self) -> str:
         return f"<Message topic={self.topic} tag={self.tag} body={len(self.body)} bytes>"
@@ -118,6 +129,43 @@ class Message:
     @property
     def unique_id(self) -> str | None:
         return self._properties.get(names.UNIQ_KEY)
+
+    @property
+    def priority(self) -> int | None:
+        value = self._properties.get(names.PRIORITY)
+        return None if value is None else int(value)
+
+    def postpone(self, *, delay: timedelta | float | None = None, at: datetime | None = None) -> None:
+        """Let brokers keep the message until then; see `delay` and `at` of the class. A time that is over is now.
+
+        Raises InvalidMessage when both are given, or a delay level too, or what is given is no time.
+        """
+        if (delay is not None and at is not None) or self.delay_level > 0:
+            raise InvalidMessage(
+                f"message for topic {self.topic}: only one of delay, at and delay_level can count"
+            )
+        properties = self._properties
+        properties.pop(names.TIMER_DELAY_MS, None)
+        properties.pop(names.TIMER_DELIVER_MS, None)
+        try:
+            if delay is not None:
+                seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+                if seconds < 0:
+                    raise ValueError("it is negative")
+                # rather a fraction of a ms late than early
+                properties[names.TIMER_DELAY_MS] = str(math.ceil(round(seconds * 1000, 6)))
+            elif at is not None:
+                since = at.astimezone(timezone.utc) - datetime(1970, 1, 1, tzinfo=timezone.utc)
+                properties[names.TIMER_DELIVER_MS] = str(max(0, -(-since // timedelta(milliseconds=1))))
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"delay={delay!r}" if delay is not None else f"at={at!r}"
+            raise InvalidMessage(f"message for topic {self.topic}: {what} cannot be used: {error}") from None
+
+    def prioritize(self, priority: int) -> None:
+        """Give the message a priority, from 0. Raises InvalidMessage."""
+        if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority < 2**31:
+            raise InvalidMessage(f"message for topic {self.topic}: priority={priority!r} is no number from 0 on")
+        self._properties[names.PRIORITY] = str(priority)
 
 
 class ReceivedMessage:

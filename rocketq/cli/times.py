@@ -54,6 +54,14 @@ def parse_time(text: str, now_ms: int, zone: tzinfo | None = None) -> int:
         raise ValueError(f"{text!r} is no point in time; examples: {EXAMPLES}") from None
 
 
+def parse_duration(text: str) -> int:
+    """The time that `90s`, `5m`, `1d12h` take, in ms. Raises ValueError with a text for people."""
+    duration = _duration(" ".join(text.lower().split()))
+    if duration is None:
+        raise ValueError(f"{text!r} is no length of time; examples: 1500ms, 90s, 5m, 1d12h")
+    return duration
+
+
 def _duration(words: str) -> int | None:
     """`2h`, `1h 30m`, `1d12h` in ms; None for anything else."""
     total, at = 0.0, 0

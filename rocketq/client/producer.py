@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
 from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue
+from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.connection import Connection
 
@@ -117,14 +119,22 @@ class AsyncProducer:
         queue: MessageQueue | None = None,
         selector: Selector | None = None,
         key: object = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
         timeout: float = 3.0,
     ) -> SendResult:
         """Sends and waits until the broker has the message.
 
-        `queue` fixes the queue; `selector` chooses it, given `key` (with a key alone: by the key's hash). `timeout` in
+        `queue` fixes the queue; `selector` chooses it, given `key` (with a key alone: by the key's hash). `delay`, `at`
+        and `priority` become part of the message, as if it had been made with them. `timeout` in
         seconds is for all attempts together. Raises InvalidMessage, RouteNotFound, BrokerError when the broker refuses,
         RemotingError (after a time-out or a lost connection the message may have been stored all the same).
         """
+        if delay is not None or at is not None:
+            message.postpone(delay=delay, at=at)
+        if priority is not None:
+            message.prioritize(priority)
         while self._pending >= self.max_pending:
             await self._room()
         return await self.send_nowait(message, queue=queue, selector=selector, key=key, timeout=timeout)
@@ -198,6 +208,20 @@ class AsyncProducer:
         self._pending += 1
         self._launch(_SendMany(self, delivery, None, future))
         return await future
+
+    async def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
+        """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).
+
+        `handle` is the `recall_handle` of what its `send` returned. Raises InvalidMessage when it is none, BrokerError
+        when the message was delivered already (code 604) or the broker does not recall (16), RouteNotFound,
+        RemotingError.
+        """
+        self._check_running()
+        broker, header = self.core.recall(topic, handle)
+        await self._known(topic)
+        address = self._master(MessageQueue(topic, broker, 0))
+        answer = await self.instance.remoting.call(address, RequestCode.RECALL_MESSAGE, header, timeout=timeout)
+        return self.core.recalled(answer, address)
 
     async def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that take messages. Raises RouteNotFound, RemotingError."""

@@ -24,10 +24,11 @@ from rocketq.errors import BrokerError, InvalidMessage, RemotingError, RocketQEr
 from rocketq.message import Message, MessageQueue, new_unique_id
 from rocketq.names import AUTO_CREATE_TOPIC, DLQ_PREFIX, NOT_SENDABLE, RETRY_PREFIX, check_group, check_topic
 from rocketq.properties import encode_properties
+from rocketq.recall import RecallHandle
 from rocketq.record import TRANSACTION_PREPARED
 from rocketq.remoting.codes import STORED, VERSION, RequestCode, ResponseCode
 from rocketq.remoting.command import Command
-from rocketq.remoting.headers import SendMessageResponse
+from rocketq.remoting.headers import RecallMessageHeader, RecallMessageResponse, SendMessageResponse
 
 #: Answers after which another broker is tried (`DefaultMQProducer.retryResponseCodes`).
 RETRY_CODES = frozenset({17, 14, 1, 2, 16, 204, 205, 1500})
@@ -195,7 +196,7 @@ class SendCore:
 
     @staticmethod
     def batchable(message: Message) -> bool:
-        """True for a message that may share a request with others: no delay, no timer, no transaction, no retry."""
+        """True for a message that may share a request with others: no delay, priority, transaction or retry."""
         return _ALONE.isdisjoint(message.properties) and not message.topic.startswith((RETRY_PREFIX, DLQ_PREFIX))
 
     @staticmethod
@@ -218,7 +219,7 @@ class SendCore:
                 raise InvalidMessage(f"a batch goes to one topic, this one has {topic} and {message.topic}")
             if not self.batchable(message):
                 raise InvalidMessage(
-                    f"batch for topic {topic}: no delays, timers, transactions or retries in a batch"
+                    f"batch for topic {topic}: no delays, timers, priorities, transactions or retries in a batch"
                 )
             if not isinstance(message.body, bytes) or not message.body:
                 raise InvalidMessage(f"batch for topic {topic}: the bodies have to be bytes, at least one")
@@ -370,6 +371,27 @@ class SendCore:
             for index, (unique_id, offset_id) in enumerate(zip(outgoing.ids, offset_ids, strict=True))
         ]
 
+    def recall(self, topic: str, handle: str) -> tuple[str, RecallMessageHeader]:
+        """The broker that has the message of a recall handle, and the request. Raises InvalidMessage."""
+        self._check_topic(topic)
+        try:
+            found = RecallHandle.decode(handle)
+        except ValueError as error:
+            raise InvalidMessage(f"recall from topic {topic}: {error}: {handle!r}") from None
+        if found.topic != topic:
+            raise InvalidMessage(f"recall from topic {topic}: the handle is of a message to {found.topic}")
+        broker = found.broker_name
+        return broker, RecallMessageHeader(
+            producer_group=self.group, topic=topic, recall_handle=handle, bname=broker
+        )
+
+    @staticmethod
+    def recalled(answer: Command, address: str) -> str:
+        """The unique id of the message that was taken back. Raises BrokerError when it was not."""
+        if answer.code != ResponseCode.SUCCESS:
+            raise BrokerError(answer.code, answer.remark, address)
+        return answer.header(RecallMessageResponse).msg_id
+
     def succeeded(self, delivery: Delivery, broker: str, now: float) -> None:
         """Notes the latency of an attempt that was answered."""
         if self.options.latency_fault:
@@ -407,6 +429,7 @@ _ALONE = frozenset(
     {
         names.DELAY,
         names.TRAN_MSG,
+        names.PRIORITY,
         names.TIMER_DELAY_SEC,
         names.TIMER_DELAY_MS,
         names.TIMER_DELIVER_MS,

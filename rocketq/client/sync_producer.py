@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from types import TracebackType
 
 from rocketq.client.instance import new_client_id
@@ -115,14 +116,22 @@ class Producer:
         queue: MessageQueue | None = None,
         selector: Selector | None = None,
         key: object = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
         timeout: float = 3.0,
     ) -> SendResult:
         """Sends and waits until the broker has the message.
 
-        `queue` fixes the queue; `selector` chooses it, given `key` (with a key alone: by the key's hash). `timeout` in
+        `queue` fixes the queue; `selector` chooses it, given `key` (with a key alone: by the key's hash). `delay`, `at`
+        and `priority` become part of the message, as if it had been made with them. `timeout` in
         seconds is for all attempts together. Raises InvalidMessage, RouteNotFound, BrokerError when the broker refuses,
         RemotingError (after a time-out or a lost connection the message may have been stored all the same).
         """
+        if delay is not None or at is not None:
+            message.postpone(delay=delay, at=at)
+        if priority is not None:
+            message.prioritize(priority)
         delivery = self.core.delivery(self.core.prepare(message), time.monotonic() + timeout, queue, selector, key)
         return self._deliver(delivery, message)[0]
 
@@ -177,6 +186,21 @@ class Producer:
             for (index, chosen), answer in zip(placed, answers, strict=True):
                 results[index] = self._result(deliveries[index], messages[index], chosen, answer, address)
         return [results[index] for index in range(len(messages))]
+
+    def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
+        """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).
+
+        `handle` is the `recall_handle` of what its `send` returned. Raises InvalidMessage when it is none, BrokerError
+        when the message was delivered already (code 604) or the broker does not recall (16), RouteNotFound,
+        RemotingError.
+        """
+        broker, header = self.core.recall(topic, handle)
+        self._topic(topic)
+        address = self.routes.master(broker)
+        if address is None:
+            raise RouteNotFound(f"broker {broker}, which has the message, has no master just now (topic {topic})")
+        answer = self._remoting.call(address, RequestCode.RECALL_MESSAGE, header, timeout=timeout)
+        return self.core.recalled(answer, address)
 
     def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that take messages. Raises RouteNotFound, RemotingError."""
