@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rocketq.cli.times import parse_time
+from rocketq.cli.times import parse_duration, parse_time
 
 ZONE = timezone(timedelta(hours=2))
 NOW = datetime(2031, 5, 10, 14, 30, 15, 250_000, tzinfo=ZONE)
@@ -107,3 +107,17 @@ def test_without_a_zone_it_is_this_machines_clock(moment):
 def test_durations_add_up(hours, seconds, gap):
     now = 10**13
     assert parse_time(f"{hours}h{gap}{seconds}s ago", now) == now - hours * 3_600_000 - seconds * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("1500ms", 1500), ("90s", 90_000), ("5m", 300_000), ("1d12h", 129_600_000), ("1h 30m", 5_400_000)],
+)
+def test_lengths_of_time_are_read(text, ms):
+    assert parse_duration(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "5", "m", "-5m", "5 parsecs", "soon"])
+def test_what_is_no_length_of_time_is_refused(text):
+    with pytest.raises(ValueError, match="is no length of time"):
+        parse_duration(text)
