@@ -343,6 +343,10 @@ class BrokerConfig(Config):
         high=604_740,
     )
     recall_message_enable: bool = _option(True, "Let producers take timer messages back that are not yet due.")
+    use_server_side_reset_offset: bool = _option(
+        True,
+        "Tell a group that was moved with its next pull; otherwise its connected consumers are asked to move.",
+    )
     trace_on: bool = _option(True, "Tell producers that they may trace their messages.")
     region_id: str = _option("DefaultRegion", "Region written into every message.")
     # store

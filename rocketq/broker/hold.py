@@ -24,7 +24,17 @@ TICK = 0.1
 class Waiter:
     """One held pull: what it takes to run it again and to answer it."""
 
-    __slots__ = ("bucket", "codes", "connection", "key", "max_count", "offset", "opaque", "serialize_type")
+    __slots__ = (
+        "bucket",
+        "codes",
+        "connection",
+        "group",
+        "key",
+        "max_count",
+        "offset",
+        "opaque",
+        "serialize_type",
+    )
 
     def __init__(
         self,
@@ -35,6 +45,7 @@ class Waiter:
         offset: int,
         max_count: int,
         codes: frozenset[int] | None,
+        group: str = "",
     ) -> None:
         self.connection = connection
         self.opaque = opaque
@@ -43,6 +54,7 @@ class Waiter:
         self.offset = offset
         self.max_count = max_count
         self.codes = codes
+        self.group = group
         self.bucket = 0
 
 
@@ -88,6 +100,13 @@ class Hold:
                     woken.add(waiter)
         if quiet and woken:
             asyncio.get_running_loop().call_soon(self._wake)
+
+    def wake(self, group: str, topic: str) -> None:
+        """Run the pulls of `group` that wait for messages of `topic` again now."""
+        for key in [key for key in self._queues if key[0] == topic]:
+            for waiter in [waiter for waiter in self._queues[key] if waiter.group == group]:
+                if self._run(waiter, False):
+                    self._remove(waiter)
 
     def connection_lost(self, connection: Connection) -> None:
         """Nobody waits on this connection any more."""

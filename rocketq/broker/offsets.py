@@ -56,6 +56,8 @@ class Offsets:
         self._memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * IN_MEMORY_RATIO)
         #: (topic, group) -> queue id -> offset
         self.table: dict[tuple[str, str], dict[int, int]] = {}
+        #: moves that the consumers were not told of yet: (topic, group) -> queue id -> offset
+        self.resets: dict[tuple[str, str], dict[int, int]] = {}
         self.data_version = DataVersion(timestamp=clock_ms())
 
     def handlers(self) -> dict[int, Handler]:
@@ -110,6 +112,22 @@ class Offsets:
         self.table.setdefault((topic, group), {})[queue_id] = offset
         self._dirty = True
 
+    def reset(self, group: str, topic: str, offsets: dict[int, int]) -> None:
+        """Move `group` to these offsets by queue id. Until its consumers know, their commits are passed over."""
+        for queue_id, offset in offsets.items():
+            self.commit(group, topic, queue_id, offset)
+        self.resets.setdefault((topic, group), {}).update(offsets)
+
+    def take_reset(self, group: str, topic: str, queue_id: int) -> int | None:
+        """Where the queue's consumer has to go on, if it has to be told; whoever asks tells it."""
+        pending = self.resets.get((topic, group))
+        if pending is None:
+            return None
+        offset = pending.pop(queue_id, None)
+        if not pending:
+            del self.resets[topic, group]
+        return offset
+
     def query(self, group: str, topic: str, queue_id: int) -> int:
         """The offset that `group` goes on from; -1 when it never committed one."""
         offset = self.table.get((topic, group), {}).get(queue_id, -1)
@@ -133,6 +151,8 @@ class Offsets:
         for key in [key for key in self.table if doomed(key)]:
             del self.table[key]
             self._dirty = True
+        for key in [key for key in self.resets if doomed(key)]:
+            del self.resets[key]
 
     def _as_json(self, table: dict[tuple[str, str], dict[int, int]]) -> dict[str, object]:
         by_group: dict[str, list[str]] = {}
@@ -184,5 +204,7 @@ class Offsets:
             return encode_response(
                 request, ResponseCode.INVALID_PARAMETER, f"Offset is null, topic is {topic}", {}
             )
+        if header.queue_id in self.resets.get((topic, group), {}):
+            return encode_response(request, ResponseCode.SUCCESS, "Offset has been previously reset", {})
         self.commit(group, topic, header.queue_id, header.commit_offset)
         return encode_response(request, ResponseCode.SUCCESS, header={})

@@ -71,6 +71,7 @@ _CODES = {
     GetStatus.OFFSET_OVERFLOW_ONE: ResponseCode.PULL_NOT_FOUND,
     GetStatus.OFFSET_OVERFLOW_BADLY: ResponseCode.PULL_OFFSET_MOVED,
     GetStatus.OFFSET_TOO_SMALL: ResponseCode.PULL_OFFSET_MOVED,
+    GetStatus.OFFSET_RESET: ResponseCode.PULL_OFFSET_MOVED,
 }
 
 _FRAME = struct.Struct(">iI")
@@ -122,6 +123,10 @@ class Pull:
             return encode_response(request, refused.code, refused.remark, ext)
         topic, queue_id, offset = header.topic, header.queue_id, header.queue_offset
         config = self._config
+        if self._offsets.resets:
+            moved = self._moved(header.consumer_group, topic, queue_id, offset, header.commit_offset)
+            if moved is not None:
+                return self._answer(request.opaque, request.serialize_type, ResponseCode.PULL_OFFSET_MOVED, moved)
         max_count = min(max(1, header.max_msg_nums), config.max_transfer_count_on_message_in_memory)
         result = self._store.read(
             topic,
@@ -138,7 +143,14 @@ class Pull:
         code = self._code(result, offset)
         if code == ResponseCode.PULL_NOT_FOUND and flags & _SUSPEND:
             waiter = Waiter(
-                connection, request.opaque, request.serialize_type, (topic, queue_id), offset, max_count, codes
+                connection,
+                request.opaque,
+                request.serialize_type,
+                (topic, queue_id),
+                offset,
+                max_count,
+                codes,
+                header.consumer_group,
             )
             timeout = header.suspend_timeout_millis
             if not config.long_polling_enable:
@@ -222,6 +234,14 @@ class Pull:
         )
         self._clients.compensate(group, topic, subscription)
 
+    def _moved(self, group: str, topic: str, queue_id: int, offset: int, committed: int) -> ReadResult | None:
+        """Where an operator has moved the group in the queue; told once. None when it is there already."""
+        reset = self._offsets.take_reset(group, topic, queue_id)
+        if reset is None or reset == offset == committed:  # a consumer that has just started asked where to begin
+            return None
+        low, high = self._store.min_offset(topic, queue_id), self._store.max_offset(topic, queue_id)
+        return ReadResult(GetStatus.OFFSET_RESET, reset, low, high, [])
+
     def _code(self, result: ReadResult, offset: int) -> ResponseCode:
         code = _CODES.get(result.status)
         if code is None:  # the queue has no messages
@@ -233,6 +253,12 @@ class Pull:
         if waiter.connection.closed:
             return True
         topic, queue_id = waiter.key
+        if self._offsets.resets:
+            moved = self._moved(waiter.group, topic, queue_id, -1, -1)
+            if moved is not None:
+                answer = self._answer(waiter.opaque, waiter.serialize_type, ResponseCode.PULL_OFFSET_MOVED, moved)
+                waiter.connection.write(answer)
+                return True
         result = self._store.read(
             topic,
             queue_id,

@@ -51,6 +51,7 @@ LIVE = frozenset(
         "timer_max_delay_sec",
         "timer_roll_window_slot",
         "trace_on",
+        "use_server_side_reset_offset",
         "validate_system_topic_when_update_topic",
     }
 )

@@ -18,6 +18,7 @@ from rocketq.broker.admin import Admin
 from rocketq.broker.batch import Batch
 from rocketq.broker.clients import Clients
 from rocketq.broker.delay import Delay
+from rocketq.broker.forward import Forward
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold
 from rocketq.broker.locks import QueueLocks
@@ -26,6 +27,7 @@ from rocketq.broker.pull import Pull
 from rocketq.broker.query import Query
 from rocketq.broker.recall import Recall
 from rocketq.broker.registration import Registration
+from rocketq.broker.reset import Reset
 from rocketq.broker.retry import Retry
 from rocketq.broker.runtime import Runtime
 from rocketq.broker.saving import Saver
@@ -126,6 +128,8 @@ class Broker:
         self.retry = Retry(self.groups, self.topics, self.sender, self.store)
         self.recall = Recall(config, self.store, self.topics, self.sender, self.batch, self.timer, clock_ms)
         self.query = Query(config, self.store)
+        self.reset = Reset(config, self.store, self.topics, self.groups, self.clients, self.offsets, self.hold)
+        self.forward = Forward(self.store, self.clients)
         self.admin = Admin(
             config,
             self.store,
@@ -154,6 +158,8 @@ class Broker:
             self.timer,
             self.recall,
             self.query,
+            self.reset,
+            self.forward,
             self.admin,
             self.runtime,
         ):

@@ -41,6 +41,8 @@ class GetStatus(enum.Enum):
     OFFSET_TOO_SMALL = 6
     NO_MATCHED_LOGIC_QUEUE = 7
     NO_MESSAGE_IN_QUEUE = 8
+    #: never a store's: the group was moved and has to go on elsewhere
+    OFFSET_RESET = 9
 
 
 class ReadResult(msgspec.Struct):

@@ -82,6 +82,8 @@ class Replay:
         if header["code"] in (33, 36) and "offset" in ext:
             place = int(ext["offset"])
             ext["offset"] = str(self.places.get(place, self.places.get(place - 1, place - 1) + 1))
+        if header["code"] == 309:
+            ext["msgId"] = f"{ext['msgId'][:16]}{self.places[int(ext['msgId'][16:], 16)]:016X}"
         if ext.get("key") in self.ids:
             ext["key"] = self.ids[ext["key"]]
         if header["code"] == 12 and int(ext["endTimestamp"]) > 1_700_000_000_000:

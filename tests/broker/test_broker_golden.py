@@ -12,14 +12,14 @@ import pytest
 from broker_replay import Replay, lines
 from broker_wire import Wire, running
 
+from rocketq import javajson
 from rocketq.broker.server import Broker
+from rocketq.remoting.command import encode_response
 
 TRANSACTION = "transactions are a later capability"
 POP = "POP is a later capability"
 SQL = "SQL92 filters are a later capability"
 ASSIGNMENT = "assignment by the broker is a later capability"
-FORWARD = "requests forwarded to clients are a later capability"
-RESET = "server-side reset of offsets is a later capability"
 HA = "replication is a later capability"
 BETTER = "on purpose: Apache answers with a NullPointerException"
 STATE = "the answer shows messages that were sent outside of the recording"
@@ -46,18 +46,6 @@ CLIENT_SKIPPED = {
     "check_client_config_sql_ok": SQL,
     "check_client_config_sql_bad": SQL,
     "check_client_config_tag": SQL,
-    "consumer_running_info": FORWARD,
-    "consumer_running_info_not_online": FORWARD,
-    "consume_message_directly": FORWARD,
-    "get_consumer_status": FORWARD,
-    "reset_offset_by_time_server_side": RESET,
-    "commit_while_reset_pending": RESET,
-    "query_offset_while_reset_pending": RESET,
-    "pull_after_reset": RESET,
-    "reset_offset_by_time_client_side": RESET,
-    "reset_offset_by_time_cpp": RESET,
-    "reset_offset_queue_offset": RESET,
-    "reset_offset_unknown_topic": RESET,
     "pop_unknown_group_no_auto_create": POP,
 }
 PULL_SKIPPED = {
@@ -189,7 +177,44 @@ async def replay_client(replay: Replay, broker: Broker, wire: Wire) -> None:
     async def no_topics() -> None:
         assert (await wire.call(25, {}, b"autoCreateTopicEnable=false")).code == 0
 
-    await replay.run("client", CLIENT_SKIPPED, before={"send_unknown_topic_no_auto_create": no_topics})
+    async def reset_here(where: bool) -> None:
+        setting = f"useServerSideResetOffset={str(where).lower()}"
+        assert (await wire.call(25, {}, setting.encode())).code == 0
+
+    asked: list[int] = []
+
+    async def answers_as_recorded() -> None:
+        """Member e says what it said in the recording."""
+        member = await replay.wire("e")
+        said = {line["name"]: line.get("response_body", "") for line in lines("client")}
+        ours = {307: said["consumer_running_info"], 309: said["consume_message_directly"]}
+        table = javajson.loads(said["get_consumer_status"])["consumerTable"]["127.0.0.1@e"]
+        ours[221] = javajson.dumps({"consumerTable": {}, "messageQueueTable": table}).decode()
+
+        async def answer() -> None:
+            while True:
+                await member.until(lambda: len(member.requests) > len(asked), timeout=60)
+                request = member.requests[len(asked)]
+                asked.append(request.code)
+                if request.code in ours:
+                    member.writer.write(encode_response(request, 0, body=ours[request.code].encode()))
+
+        background.append(asyncio.create_task(answer()))
+
+    background: list[asyncio.Task[None]] = []
+    await replay.run(
+        "client",
+        CLIENT_SKIPPED,
+        before={
+            "send_unknown_topic_no_auto_create": no_topics,
+            "heartbeat_member_e": answers_as_recorded,
+            "reset_offset_by_time_client_side": lambda: reset_here(False),
+            "reset_offset_queue_offset": lambda: reset_here(True),
+        },
+    )
+    assert [code for code in asked if code != 40] == [307, 309, 221, 220, 220]
+    for task in background:
+        task.cancel()
 
 
 async def replay_pull(replay: Replay, broker: Broker, wire: Wire) -> None:
