@@ -243,6 +243,8 @@ class Timer:
         self._load_counts()
         saved = TimerCheck.decode(read_file(self._files, str(self.check_path)) or b"")
         intact = wheel.open() & self._log.open()
+        if saved is not None:
+            intact &= self._log.covers(saved.log_end) and saved.log_start in (None, self._log.start)
         now = self._clock_ms()
         self._started = now
         first = store.consume_entry(TIMER_TOPIC, 0, low) if low < high else None
@@ -252,6 +254,9 @@ class Timer:
                 log.warning(
                     "the timer's files are missing or damaged: all %d timer messages are gone through", high
                 )
+            if saved is not None:  # it must not be believed when this is interrupted
+                self._files.unlink(str(self.check_path))
+                self._files.fsync_dir(str(self.check_path.parent))
             wheel.clear()
             self._log.clear()
             self._counts.clear()
@@ -265,7 +270,9 @@ class Timer:
         self._next = min(max(self._next, low), high)
         self._at = self._read
         self._horizon = self._read * 1000 << _SHIFT | _PHYSICAL
-        self._delivered = self._find_delivered(max(delivered_from, store.min_physical_offset))
+        delivered_from = max(delivered_from, store.min_physical_offset)
+        self._delivered = self._find_delivered(delivered_from)
+        self._begun.append((second_of(now), delivered_from))
 
     def _replay(self, saved: TimerCheck) -> int:
         """Take in the units behind the checkpoint; returns where in the topic to go on.
@@ -688,7 +695,14 @@ class Timer:
         written = self._store.written_offset
         begun = self._begun[0][1] if self._begun else written
         check = TimerCheck(
-            read * 1000, self._log.end, self._next, self._next, now, self._check.counter + 1, log_offset=begun
+            read_time=read * 1000,
+            log_end=self._log.end,
+            queue_offset=self._next,
+            master_offset=self._next,
+            timestamp=now,
+            counter=self._check.counter + 1,
+            log_offset=begun,
+            log_start=self._log.start,
         )
         self._wheel.begin_save()
         self._metrics = self._numbers()

@@ -3,8 +3,8 @@
 4096 bytes that begin with seven int64: the time up to which everything due was delivered, the position up to which the
 timer log is on disk, the offset in the queue of the timer's topic up to which everything is in timer log and wheel,
 the same of a master, and a version (state, time, counter). At byte 64, where Apache has zeros, follow a mark of ours:
-8 bytes magic, int64 `log_offset`, int64 CRC of all that. Apache's broker leaves it in place and changes what is before
-it, so the CRC tells who wrote last.
+8 bytes magic, int64 `log_offset`, int64 `log_start`, int64 CRC of all that. Apache's broker leaves the mark in place
+and changes what is before it, so the CRC tells who wrote last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 
 _TIMES = struct.Struct(">7q")
-_MARK = struct.Struct(">8sq")
+_MARK = struct.Struct(">8sqq")
 _MARK_AT = 64
 _MAGIC = b"rocketq\x02"
 _PAGE = 4096
@@ -28,7 +28,7 @@ class TimerCheck:
 
     `read_time`: ms; all messages due in the seconds before were delivered. `log_end`: position in the timer log.
     `queue_offset`: in the timer's topic. `log_offset`: in the CommitLog; all deliveries of later seconds are behind
-    it. None when Apache's broker wrote the file.
+    it. `log_start`: first position of the timer log. Both are None when Apache's broker wrote the file.
     """
 
     read_time: int
@@ -38,6 +38,7 @@ class TimerCheck:
     timestamp: int = 0
     counter: int = 0
     log_offset: int | None = None
+    log_start: int | None = None
 
     def encode(self) -> bytes:
         page = bytearray(_PAGE)
@@ -52,8 +53,8 @@ class TimerCheck:
         )
         page[: len(head)] = head
         if self.log_offset is not None:
-            mark = _MARK.pack(_MAGIC, self.log_offset)
-            page[_MARK_AT : _MARK_AT + 24] = mark + zlib.crc32(head + mark).to_bytes(8, "big")
+            mark = _MARK.pack(_MAGIC, self.log_offset, self.log_start or 0)
+            page[_MARK_AT : _MARK_AT + 32] = mark + zlib.crc32(head + mark).to_bytes(8, "big")
         return bytes(page)
 
     @classmethod
@@ -63,10 +64,9 @@ class TimerCheck:
             return None
         head = page[: _TIMES.size]
         read_time, log_end, queue_offset, master_offset, _, timestamp, counter = _TIMES.unpack(head)
-        mark = page[_MARK_AT : _MARK_AT + 16]
-        log_offset = None
-        if mark[:8] == _MAGIC and page[_MARK_AT + 16 : _MARK_AT + 24] == zlib.crc32(head + mark).to_bytes(
-            8, "big"
-        ):
-            log_offset = int.from_bytes(mark[8:], "big")
-        return cls(read_time, log_end, queue_offset, master_offset, timestamp, counter, log_offset)
+        log_offset = log_start = None
+        mark = page[_MARK_AT : _MARK_AT + _MARK.size]
+        crc = page[_MARK_AT + _MARK.size : _MARK_AT + _MARK.size + 8]
+        if mark[:8] == _MAGIC and crc == zlib.crc32(head + mark).to_bytes(8, "big"):
+            _, log_offset, log_start = _MARK.unpack(mark)
+        return cls(read_time, log_end, queue_offset, master_offset, timestamp, counter, log_offset, log_start)

@@ -94,6 +94,10 @@ class TimerLog:
         """Position of the first byte that is kept."""
         return min(self._fds, default=0)
 
+    def covers(self, position: int) -> bool:
+        """Whether a log that ended there can be this one."""
+        return self.start <= position <= max(self._fds, default=-self.file_size) + self.file_size
+
     # writing
 
     def append(
