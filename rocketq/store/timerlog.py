@@ -144,6 +144,13 @@ class TimerLog:
             self._written += len(self._pending)
             self._pending.clear()
 
+    def relink(self, position: int, previous: int) -> None:
+        """Let the unit at `position` be chained to another one before it."""
+        start = position - position % self.file_size
+        self._files.pwrite(self._fds[start], previous.to_bytes(8, "big", signed=True), position - start + 4)
+        self._unsynced.add(start)
+        self._window = b""
+
     def take_unsynced(self) -> list[int]:
         """Descriptors of the files that were written to and are to be forced to disk."""
         unsynced, self._unsynced = self._unsynced, set()

@@ -15,6 +15,7 @@ from rocketq.broker.timer import due_of, out_of, second_of
 from rocketq.errors import StoreFull
 from rocketq.names import TIMER_TOPIC
 from rocketq.record import decode_record
+from rocketq.store.timercheck import TimerCheck
 
 
 @pytest.fixture
@@ -307,3 +308,41 @@ def test_a_full_disk_delays_and_loses_nothing(kit: Kit) -> None:
     kit.work()
     assert [body for body, _ in kit.delivered()] == [str(number) for number in range(10)]
     assert kit.timer.pending == 0
+
+
+def test_a_clean_stop_leaves_nothing_in_the_wheel_that_was_delivered(kit: Kit) -> None:
+    """Apache's broker, which may come next, knows no other sign of it."""
+    dues = [START + 2000 + number for number in range(1, 900, 3)]
+    for due in dues:
+        kit.send(str(due), due)
+    kit.recall(str(dues[-1]), dues[-1])
+    kit.advance(2050)
+    left = len(dues) - len(kit.delivered())
+    assert 0 < left < len(dues)
+    kit.close()
+    check = TimerCheck.decode((kit.directory / "config" / "timercheck").read_bytes())
+    assert check is not None
+    assert check.read_time == START + 2000
+    kit.open()
+    slot = kit.timer._wheel.get(START // 1000 + 2)
+    assert slot is not None
+    found, position = 0, slot.last
+    while position >= 0:
+        unit = kit.timer._log.unit(position)
+        assert unit is not None
+        found, position = found + 1, unit.previous
+    assert found == left + 1
+    kit.advance(5000)
+    assert [body for body, _ in kit.delivered()] == [str(due) for due in dues[:-1]]
+
+
+def test_a_second_that_is_done_is_left_behind_by_a_clean_stop(kit: Kit) -> None:
+    kit.send("a", START + 1200)
+    kit.advance(1300)
+    kit.close()
+    check = TimerCheck.decode((kit.directory / "config" / "timercheck").read_bytes())
+    assert check is not None
+    assert check.read_time == START + 2000
+    kit.open()
+    kit.send("b", kit.now + 100)
+    assert kit.advance(100) == ["b"]
