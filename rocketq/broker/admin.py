@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,18 +12,16 @@ from rocketq import javajson, names
 from rocketq.broker.clients import Clients, Member
 from rocketq.broker.groups import Groups
 from rocketq.broker.offsets import Offsets
-from rocketq.broker.pull import Pull
 from rocketq.broker.refusal import Refused
 from rocketq.broker.saving import Saver
+from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.message import MessageQueue
 from rocketq.remoting.bodies import Connection as ClientConnection
 from rocketq.remoting.bodies import (
     ConsumerConnection,
-    ConsumeStats,
     GroupList,
-    OffsetWrapper,
     ProducerConnection,
     SubscriptionGroupConfig,
     TopicConfig,
@@ -33,7 +32,6 @@ from rocketq.remoting.bodies import (
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import (
-    CloneGroupOffsetHeader,
     CreateTopicHeader,
     DeleteSubscriptionGroupHeader,
     DeleteTopicHeader,
@@ -42,13 +40,14 @@ from rocketq.remoting.headers import (
     GetAllTopicConfigHeader,
     GetAllTopicConfigResponse,
     GetConsumerConnectionListHeader,
-    GetConsumeStatsHeader,
     GetProducerConnectionListHeader,
     GetSubscriptionGroupConfigHeader,
     GetTopicConfigHeader,
     GetTopicStatsInfoHeader,
     QueryConsumeQueueHeader,
+    QuerySubscriptionByConsumerHeader,
     QueryTopicConsumeByWhoHeader,
+    UpdateGroupForbiddenHeader,
 )
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
@@ -80,8 +79,8 @@ class Admin:
         groups: Groups,
         clients: Clients,
         offsets: Offsets,
-        pull: Pull,
         saver: Saver,
+        statistics: Statistics,
         announced: Callable[[], Awaitable[None]],
         booted: int,
     ) -> None:
@@ -91,8 +90,8 @@ class Admin:
         self._groups = groups
         self._clients = clients
         self._offsets = offsets
-        self._pull = pull
         self._saver = saver
+        self._statistics = statistics
         self._announced = announced
         self._booted = booted
 
@@ -109,12 +108,13 @@ class Admin:
             RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG: self._get_group,
             RequestCode.DELETE_SUBSCRIPTIONGROUP: self._delete_group,
             RequestCode.GET_TOPIC_STATS_INFO: self._topic_stats,
-            RequestCode.GET_CONSUME_STATS: self._consume_stats,
             RequestCode.GET_CONSUMER_CONNECTION_LIST: self._consumers,
             RequestCode.GET_PRODUCER_CONNECTION_LIST: self._producers,
+            RequestCode.GET_ALL_PRODUCER_INFO: self._all_producers,
+            RequestCode.QUERY_SUBSCRIPTION_BY_CONSUMER: self._subscription,
+            RequestCode.UPDATE_AND_GET_GROUP_FORBIDDEN: self._forbid,
             RequestCode.QUERY_TOPIC_CONSUME_BY_WHO: self._groups_of_topic,
             RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER: self._system_topics,
-            RequestCode.CLONE_GROUP_OFFSET: self._clone_offsets,
             RequestCode.QUERY_CONSUME_QUEUE: self._consume_queue,
         }
 
@@ -240,6 +240,7 @@ class Admin:
         self._topics.delete(name)
         self._offsets.remove_topic(name)
         self._store.delete_topic(name)
+        self._statistics.forget_topic(name)
         self._saver.save(self._topics)
         self._saver.save(self._offsets)
         log.info("topic %s deleted by %s", name, connection.peer)
@@ -256,7 +257,9 @@ class Admin:
             low, high = store.min_offset(name, queue_id), store.max_offset(name, queue_id)
             updated = store.store_time(name, queue_id, high - 1) if high > 0 else 0
             table[MessageQueue(name, self._config.broker_name, queue_id)] = TopicOffset(low, high, updated)
-        return encode_response(request, ResponseCode.SUCCESS, body=TopicStats(table).encode())
+        traffic = self._statistics.topics.get(name)
+        rate = traffic.window("statsMinute", time.monotonic())[1] if traffic else 0.0
+        return encode_response(request, ResponseCode.SUCCESS, body=TopicStats(table, rate).encode())
 
     def _groups_of_topic(self, connection: Connection, request: Command) -> Reply:
         topic = request.header(QueryTopicConsumeByWhoHeader).topic
@@ -360,35 +363,6 @@ class Admin:
         log.info("group %s deleted by %s", header.group_name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
 
-    def _consume_stats(self, connection: Connection, request: Command) -> Reply:
-        header = request.header(GetConsumeStatsHeader)
-        group = header.consumer_group
-        wanted = [topic for topic in (header.topic_list or "").split(";") if topic]
-        if header.topic:
-            wanted = [header.topic]
-        store, broker = self._store, self._config.broker_name
-        table = {}
-        for name in wanted or self._offsets.topics_of(group):
-            topic = self._topics.get(name)
-            if topic is None:
-                continue
-            for queue_id in range(topic.read_queue_nums):
-                offset = max(0, self._offsets.query(group, name, queue_id))
-                last = store.store_time(name, queue_id, offset - 1) if offset > 0 else 0
-                pulled = self._pull.positions.get((group, name, queue_id), 0)
-                table[MessageQueue(name, broker, queue_id)] = OffsetWrapper(
-                    store.max_offset(name, queue_id), offset, pulled, max(0, last)
-                )
-        return encode_response(request, ResponseCode.SUCCESS, body=ConsumeStats(table).encode())
-
-    def _clone_offsets(self, connection: Connection, request: Command) -> Reply:
-        header = request.header(CloneGroupOffsetHeader)
-        topics = [header.topic] if header.topic else self._offsets.topics_of(header.src_group)
-        for topic in topics:
-            for queue_id, offset in list(self._offsets.table.get((topic, header.src_group), {}).items()):
-                self._offsets.commit(header.dest_group, topic, queue_id, offset)
-        return encode_response(request, ResponseCode.SUCCESS)
-
     def _consumers(self, connection: Connection, request: Command) -> Reply:
         name = request.header(GetConsumerConnectionListHeader).consumer_group
         group = self._clients.consumer(name)
@@ -412,6 +386,45 @@ class Admin:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, remark)
         body = ProducerConnection([_client(member) for member in members.values()])
         return encode_response(request, ResponseCode.SUCCESS, body=body.encode())
+
+    def _all_producers(self, connection: Connection, request: Command) -> Reply:
+        # the broker's clock of clients never goes back; what is shown is the time of day
+        now_ms, now = time.time() * 1000, time.monotonic()
+        data = {
+            group: [
+                {
+                    "clientId": member.client_id,
+                    "language": member.language,
+                    "lastUpdateTimestamp": int(now_ms - (now - member.last_seen) * 1000),
+                    "remoteIP": f"/{member.connection.peer}",
+                    "version": member.version,
+                }
+                for member in members.values()
+            ]
+            for group, members in sorted(self._clients.producers.items())
+        }
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps({"data": data}))
+
+    def _subscription(self, connection: Connection, request: Command) -> Reply:
+        header = request.header(QuerySubscriptionByConsumerHeader)
+        body: dict[str, Any] = {"group": header.group}
+        subscription = self._clients.subscription(header.group, header.topic or "")
+        if subscription is not None:
+            body["subscriptionData"] = subscription.to_json()
+        if header.topic is not None:
+            body["topic"] = header.topic
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(body))
+
+    def _forbid(self, connection: Connection, request: Command) -> Reply:
+        """Forbid a group to read a topic, or allow it again, or only say how it is."""
+        header = request.header(UpdateGroupForbiddenHeader)
+        group, topic = header.group, header.topic
+        if header.readable is not None and header.readable != self._groups.may_read(group, topic):
+            self._groups.forbid(group, topic, not header.readable)
+            self._saver.save(self._groups)
+            log.info("%s lets group %s read topic %s: %s", connection.peer, group, topic, header.readable)
+        body = {"group": group, "readable": self._groups.may_read(group, topic), "topic": topic}
+        return encode_response(request, ResponseCode.SUCCESS, "", body=javajson.dumps(body))
 
 
 def _client(member: Member) -> ClientConnection:

@@ -85,6 +85,17 @@ class Groups:
         """False when an operator forbade the group to read the topic."""
         return not self.forbidden.get(group, {}).get(topic, 0) & READ_FORBIDDEN
 
+    def forbid(self, group: str, topic: str, forbidden: bool) -> None:
+        """Let the group not read the topic, or let it again."""
+        topics = self.forbidden.setdefault(group, {})
+        bits = topics.get(topic, 0)
+        topics[topic] = bits | READ_FORBIDDEN if forbidden else bits & ~READ_FORBIDDEN
+        if not topics[topic]:
+            del topics[topic]
+        if not topics:
+            del self.forbidden[group]
+        self._changed()
+
     def snapshot(self) -> Build | None:
         """See :class:`rocketq.broker.saving.Table`."""
         if not self._dirty:

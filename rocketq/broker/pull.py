@@ -141,6 +141,8 @@ class Pull:
             self._offsets.commit(header.consumer_group, topic, queue_id, header.commit_offset)
         self.positions[header.consumer_group, topic, queue_id] = result.next_offset
         code = self._code(result, offset)
+        if result.count:
+            self._statistics.delivered(header.consumer_group, topic, result.count, result.size)
         if code == ResponseCode.PULL_NOT_FOUND and flags & _SUSPEND:
             waiter = Waiter(
                 connection,
@@ -270,6 +272,8 @@ class Pull:
         code = self._code(result, waiter.offset)
         if code == ResponseCode.PULL_NOT_FOUND and not final:
             return False
+        if result.count:
+            self._statistics.delivered(waiter.group, topic, result.count, result.size)
         waiter.connection.write(self._answer(waiter.opaque, waiter.serialize_type, code, result))
         return True
 

@@ -12,6 +12,7 @@ import random
 from rocketq import properties as names
 from rocketq.broker.groups import Groups
 from rocketq.broker.send import Sender, redelivery_limit
+from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.message import offset_message_id
 from rocketq.names import dlq_topic, retry_topic
@@ -30,11 +31,14 @@ FIRST_RETRY_LEVEL = 3
 class Retry:
     """Takes back what consumers could not consume."""
 
-    def __init__(self, groups: Groups, topics: Topics, sender: Sender, store: MessageStore) -> None:
+    def __init__(
+        self, groups: Groups, topics: Topics, sender: Sender, store: MessageStore, statistics: Statistics
+    ) -> None:
         self._groups = groups
         self._topics = topics
         self._sender = sender
         self._store = store
+        self._statistics = statistics
 
     def handlers(self) -> dict[int, Handler]:
         return {RequestCode.CONSUMER_SEND_MSG_BACK: self._send_back}
@@ -70,6 +74,7 @@ class Retry:
         else:
             level = header.delay_level or FIRST_RETRY_LEVEL + record.reconsume_times
         properties[names.DELAY] = str(level)
+        self._statistics.sent_back(group.group_name, properties[names.RETRY_TOPIC])
         self._sender.store(
             connection,
             request,

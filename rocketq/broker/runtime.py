@@ -1,4 +1,4 @@
-"""The broker about itself: its settings and how it is doing (codes 25, 26, 28)."""
+"""The broker about itself: its settings and how it is doing (codes 25, 26, 28, 315, 907)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 from rocketq import javajson
 from rocketq.broker.delay import Delay
-from rocketq.broker.statistics import Statistics
+from rocketq.broker.statistics import SPANS, Series, Statistics
 from rocketq.broker.timer import Timer
 from rocketq.config import BrokerConfig, parse_properties
 from rocketq.record import decode_record
 from rocketq.remoting.bodies import KVTable
 from rocketq.remoting.codes import VERSION, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
-from rocketq.remoting.headers import GetBrokerConfigResponse
+from rocketq.remoting.headers import GetBrokerConfigResponse, ViewBrokerStatsDataHeader
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
@@ -86,6 +86,8 @@ class Runtime:
             RequestCode.UPDATE_BROKER_CONFIG: self._update_config,
             RequestCode.GET_BROKER_CONFIG: self._get_config,
             RequestCode.GET_BROKER_RUNTIME_INFO: self._runtime,
+            RequestCode.VIEW_BROKER_STATS_DATA: self._traffic,
+            RequestCode.GET_BROKER_HA_STATUS: self._ha_status,
         }
 
     def _update_config(self, connection: Connection, request: Command) -> Reply:
@@ -123,6 +125,45 @@ class Runtime:
 
     def _runtime(self, connection: Connection, request: Command) -> Reply:
         return encode_response(request, ResponseCode.SUCCESS, body=KVTable(self.table()).encode())
+
+    def _traffic(self, connection: Connection, request: Command) -> Reply:
+        """Sums and rates of one topic or one group, over a minute, an hour and a day."""
+        header = request.header(ViewBrokerStatsDataHeader)
+        name, key = header.stats_name, header.stats_key
+        series = self._series(name, key)
+        if series is None:
+            return encode_response(request, ResponseCode.SYSTEM_ERROR, f"The stats <{name}> <{key}> not exist")
+        now = time.monotonic()
+        body = {}
+        for span in sorted(SPANS):
+            total, rate, average = series.window(span, now, of_bytes=name.endswith("_SIZE"))
+            body[span] = {"avgpt": average, "sum": total, "tps": rate}
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(body))
+
+    def _series(self, name: str, key: str) -> Series | None:
+        statistics = self._statistics
+        if name in ("TOPIC_PUT_NUMS", "TOPIC_PUT_SIZE"):
+            return statistics.topics.get(key)
+        topic, _, group = key.partition("@")
+        if name in ("GROUP_GET_NUMS", "GROUP_GET_SIZE"):
+            return statistics.groups.get((topic, group))
+        if name == "SNDBCK_PUT_NUMS":
+            return statistics.returned.get((topic, group))
+        if key != self._config.broker_cluster_name:
+            return None
+        return {"BROKER_PUT_NUMS": statistics.stored, "BROKER_GET_NUMS": statistics.handed_out}.get(name)
+
+    def _ha_status(self, connection: Connection, request: Command) -> Reply:
+        """A master without slaves."""
+        nothing = ("lastReadTimestamp", "lastWriteTimestamp", "masterFlushOffset", "maxOffset")
+        body = {
+            "haClientRuntimeInfo": dict.fromkeys((*nothing, "transferredByteInSecond"), 0),
+            "haConnectionInfo": [],
+            "inSyncSlaveNums": 0,
+            "master": True,
+            "masterCommitLogMaxOffset": self._store.written_offset,
+        }
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(body))
 
     def table(self) -> dict[str, str]:
         """The key table of GET_BROKER_RUNTIME_INFO; keys without a meaning here have the value that says so."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rocketq.broker.admin import Admin
 from rocketq.broker.batch import Batch
+from rocketq.broker.cleaning import Cleaning
 from rocketq.broker.clients import Clients
 from rocketq.broker.delay import Delay
 from rocketq.broker.forward import Forward
@@ -23,6 +24,7 @@ from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.offsets import Offsets
+from rocketq.broker.progress import Progress
 from rocketq.broker.pull import Pull
 from rocketq.broker.query import Query
 from rocketq.broker.recall import Recall
@@ -89,7 +91,7 @@ class Broker:
         files = files or OsFiles()
         root = Path(config.store_path_root_dir) / "config"
         booted = clock_ms()
-        self.statistics = Statistics()
+        self.statistics = Statistics(time.monotonic())
         self.saver = Saver(files)
         self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms)
         self.topics = Topics(config, root / "topics.json", files, self._topics_changed, clock_ms)
@@ -125,7 +127,7 @@ class Broker:
             self.hold,
             self.statistics,
         )
-        self.retry = Retry(self.groups, self.topics, self.sender, self.store)
+        self.retry = Retry(self.groups, self.topics, self.sender, self.store, self.statistics)
         self.recall = Recall(config, self.store, self.topics, self.sender, self.batch, self.timer, clock_ms)
         self.query = Query(config, self.store)
         self.reset = Reset(config, self.store, self.topics, self.groups, self.clients, self.offsets, self.hold)
@@ -137,11 +139,24 @@ class Broker:
             self.groups,
             self.clients,
             self.offsets,
-            self.pull,
             self.saver,
+            self.statistics,
             self._announced,
             booted,
         )
+        self.progress = Progress(
+            config,
+            self.store,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.offsets,
+            self.pull,
+            self.statistics,
+            lambda: self.address,
+            clock_ms,
+        )
+        self.cleaning = Cleaning(self.store, self.topics)
         self.runtime = Runtime(
             config, self.store, self.delay, self.timer, self.statistics, self._config_changed, clock_ms, booted
         )
@@ -161,6 +176,8 @@ class Broker:
             self.reset,
             self.forward,
             self.admin,
+            self.progress,
+            self.cleaning,
             self.runtime,
         ):
             for code, handler in capability.handlers().items():
@@ -291,6 +308,7 @@ class Broker:
 
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""
+        self.statistics.arrived(messages)
         self.hold.arrived(messages)
         self.timer.arrived()
 

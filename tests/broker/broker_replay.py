@@ -34,7 +34,7 @@ SAME = {
 OFFSETS = {"nextBeginOffset", "minOffset", "maxOffset", "offset", "queueOffset"}
 #: members of bodies that are maps by name
 MAPS = {"attributes", "forbiddenTable", "offsetTable", "subscriptionGroupTable", "subscriptionTable", "table"}
-MAPS |= {"topicConfigTable", "groupTopicMap", "timingCount"}
+MAPS |= {"topicConfigTable", "groupTopicMap", "timingCount", "correctionOffsets", "consumeStatsList"}
 #: properties with a value of their own in every run; TIMER_OUT_MS is exact here
 OWN = {"UNIQ_KEY", "ORIGIN_MESSAGE_ID", "TIMER_OUT_MS", "BORN_TIMESTAMP"}
 #: addresses and places in the log, in texts

@@ -30,7 +30,6 @@ SEND_SKIPPED = {
     "empty_body": BETTER,
 }
 CLIENT_SKIPPED = {
-    "all_producers": "operators' list of all producers is a later capability",
     "query_assignment": ASSIGNMENT,
     "query_assignment_unknown_strategy": ASSIGNMENT,
     "query_assignment_broadcast": ASSIGNMENT,
@@ -56,28 +55,13 @@ PULL_SKIPPED = {
     "long_poll_suspend_5500": "takes its time, and the shorter ones show the same",
 }
 ADMIN_SKIPPED = {
-    "group_forbidden_set": "forbidding a group a topic is a later capability",
-    "pull_forbidden": "forbidding a group a topic is a later capability",
-    "group_forbidden_unset": "forbidding a group a topic is a later capability",
     "all_delay_offset": HA,
-    "topics_by_consumer": "a later capability",
-    "subscription_by_consumer": "a later capability",
-    "subscription_by_consumer_none": "a later capability",
-    "consume_time_span": "a later capability",
-    "correction_offset": "a later capability",
-    "broker_consume_stats": "a later capability",
-    "stats_data": "a later capability",
-    "stats_data_missing": "a later capability",
-    "ha_status": HA,
     "exchange_ha_info": HA,
     "epoch_cache_not_controller": HA,
     "cold_data_flow": OURS,
     "switch_timer_engine_no_param": OURS,
     "switch_timer_engine_rocksdb": OURS,
     "switch_timer_engine_file": OURS,
-    "clean_unused_topic": "retention is a later capability",
-    "clean_expired_cq": "retention is a later capability",
-    "delete_expired_commitlog": "retention is a later capability",
     "list_user": "access control is a later capability",
     "rocksdb_cq_progress": OURS,
     "resume_check_half_of_ordinary_message": TRANSACTION,
@@ -264,6 +248,8 @@ async def replay_admin(replay: Replay, broker: Broker, wire: Wire) -> None:
     main = await replay.wire("main")
     await heartbeat(main, "127.0.0.1@b", "GB", "TopicPull", "*", 1795420149805)
     await wire.call(15, {"consumerGroup": "GB", "topic": "TopicPull", "queueId": 0, "commitOffset": 1})
+    await wire.store("TopicRetry")
+    await heartbeat(await replay.wire("retry"), "127.0.0.1@r", "GR", "TopicRetry", "*", 1)
     # the totals of lists depend on what ran before
     await replay.run("admin", ADMIN_SKIPPED)
 

@@ -1,0 +1,46 @@
+"""Removing on request what is not needed any more (codes 306, 316, 329)."""
+
+from __future__ import annotations
+
+import logging
+
+from rocketq.broker.topics import Topics
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.server import Connection, Handler, Reply
+from rocketq.store.store import MessageStore
+
+log = logging.getLogger("rocketq.broker")
+
+
+class Cleaning:
+    """Lets the store's retention work now, and removes queues of topics that do not exist."""
+
+    def __init__(self, store: MessageStore, topics: Topics) -> None:
+        self._store = store
+        self._topics = topics
+
+    def handlers(self) -> dict[int, Handler]:
+        return {
+            RequestCode.CLEAN_EXPIRED_CONSUMEQUEUE: self._queues,
+            RequestCode.CLEAN_UNUSED_TOPIC: self._unused_topics,
+            RequestCode.DELETE_EXPIRED_COMMITLOG: self._commit_log,
+        }
+
+    def _queues(self, connection: Connection, request: Command) -> Reply:
+        log.info("%s lets ConsumeQueue files be removed that nothing needs", connection.peer)
+        self._store.retention.request_queues()
+        return encode_response(request, ResponseCode.SUCCESS)
+
+    def _commit_log(self, connection: Connection, request: Command) -> Reply:
+        log.info("%s lets expired CommitLog files be removed at any hour", connection.peer)
+        self._store.retention.request()
+        return encode_response(request, ResponseCode.SUCCESS)
+
+    def _unused_topics(self, connection: Connection, request: Command) -> Reply:
+        unused = {topic for topic, _ in self._store.queues() if topic not in self._topics.table}
+        for topic in sorted(unused):
+            if not self._topics.is_system(topic):
+                log.info("%s removes the queues of topic %s, which does not exist", connection.peer, topic)
+                self._store.delete_topic(topic)
+        return encode_response(request, ResponseCode.SUCCESS)
