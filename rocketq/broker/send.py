@@ -23,7 +23,7 @@ from rocketq.broker.groups import Groups
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
-from rocketq.broker.timer import out_of
+from rocketq.broker.timed import out_of
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import InvalidMessage, StoreFull

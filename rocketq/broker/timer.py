@@ -12,7 +12,7 @@ numbers, one per message, made of when it is due and where its record is.
 - A record with TIMER_DEL_UNIQKEY takes another message of the same second back. It is never delivered.
 
 Timer log and wheel are made from the topic and saved every few seconds, together with how far the clock and the topic
-were gone through (``config/timercheck``), and only when all that was delivered by then is on disk. After a crash the
+were gone through (:mod:`rocketq.broker.timerfiles`), and only when all that was delivered by then is on disk. After a crash the
 seconds since are gone through again. A delivered record carries the offset of the one that waited in its field
 `preparedTransactionOffset`; that tells what was delivered already, so nothing is delivered twice.
 """
@@ -22,34 +22,33 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rocketq import javajson
 from rocketq import properties as props
 from rocketq.broker.copies import append_copy
+from rocketq.broker.timed import properties_text, second_of, waiting_of
+from rocketq.broker.timercounts import TimerCounts
+from rocketq.broker.timerfiles import TimerFiles, find_delivered
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
 from rocketq.hashing import tags_code as topic_hash
 from rocketq.names import TIMER_TOPIC
 from rocketq.properties import decode_properties, encode_properties
-from rocketq.record import BORN_HOST_V6, MAGIC_V1, STORE_HOST_V6, CorruptRecord, Record, decode_record
-from rocketq.remoting.bodies import DataVersion
+from rocketq.record import CorruptRecord, decode_record
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json, save_json
 from rocketq.store.consumequeue import ENTRY
-from rocketq.store.files import Files, read_file, store_error
+from rocketq.store.files import Files, store_error
 from rocketq.store.store import MessageStore
 from rocketq.store.timercheck import SIZE as CHECK_SIZE
-from rocketq.store.timercheck import TimerCheck
-from rocketq.store.timerlog import MAGIC_DEFAULT, MAGIC_DELETE, MAGIC_ROLL, UNIT_SIZE, TimerLog
-from rocketq.store.timerwheel import SLOTS, Slot, TimerWheel
+from rocketq.store.timerlog import MAGIC_DEFAULT, MAGIC_DELETE, MAGIC_ROLL
+from rocketq.store.timerwheel import SLOTS, Slot
 
 log = logging.getLogger("rocketq.broker")
 
@@ -77,65 +76,6 @@ _SHIFT = 63
 _PHYSICAL = (1 << _SHIFT) - 1
 _ENDLESS = 1 << 2 * _SHIFT
 
-_PREFIX = struct.Struct(">iI28xi")
-_PREPARED = struct.Struct(">q")
-
-
-class Waiting(NamedTuple):
-    """What the properties of a record in the timer's topic say. `recalls`: the unique id that it takes back."""
-
-    due: int
-    topic: str
-    recalls: str | None
-
-
-def second_of(due: int) -> int:
-    """The second of the wheel that holds what is due then."""
-    return (due - 1) // 1000
-
-
-def out_of(due: int) -> int:
-    """The property TIMER_OUT_MS of what is due then: the last ms before, but no multiple of 1000."""
-    return due if due % 1000 == 1 else due - 1
-
-
-def due_of(properties: dict[str, str]) -> int:
-    """When a record of the timer's topic is due, ms. Raises KeyError, ValueError."""
-    out = int(properties[props.TIMER_OUT_MS])
-    if out % 1000:
-        return out + 1
-    deliver = properties.get(props.TIMER_DELIVER_MS, "")
-    if deliver.isdecimal() and out < int(deliver) <= out + 1000:
-        return int(deliver)
-    return out + 1000
-
-
-def waiting_of(properties: dict[str, str]) -> Waiting:
-    """Raises KeyError, ValueError when they are not those of a timer message."""
-    topic, due = properties[props.REAL_TOPIC], due_of(properties)
-    int(properties[props.REAL_QID])
-    recalls = properties.get(props.TIMER_DEL_UNIQKEY)
-    if recalls is not None:
-        recalls = recalls.removeprefix(f"{topic}+")  # 5.3 names the topic too
-    return Waiting(due, topic, recalls)
-
-
-def _prepared_offset(record: memoryview) -> int:
-    """The field preparedTransactionOffset of a record."""
-    sys_flag: int = _PREFIX.unpack_from(record)[2]
-    at = 76 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
-    return int(_PREPARED.unpack_from(record, at)[0])
-
-
-def _properties_text(record: memoryview) -> str:
-    """The property string of a record, without looking at its body."""
-    _, magic, sys_flag = _PREFIX.unpack_from(record)
-    at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
-    at += 4 + int.from_bytes(record[at : at + 4], "big")
-    width = 1 if magic == MAGIC_V1 else 2
-    at += width + int.from_bytes(record[at : at + width], "big")
-    return str(record[at + 2 :], "utf-8")
-
 
 class Timer:
     """Keeps and delivers timer messages. Everything runs on the loop's thread, checkpoints are written by another."""
@@ -144,14 +84,12 @@ class Timer:
         self, config: BrokerConfig, directory: Path, files: Files, store: MessageStore, clock_ms: Callable[[], int]
     ) -> None:
         self._config = config
-        self._files = files
         self._store = store
         self._clock_ms = clock_ms
-        self.check_path = directory / "timercheck"
-        self.metrics_path = directory / "timermetrics"
-        root = config.store_path_root_dir
-        self._log = TimerLog(f"{root}/timerlog", config.mapped_file_size_timer_log, files)
-        self._wheel = TimerWheel(f"{root}/timerwheel", files)
+        self._files = TimerFiles(config, directory, files)
+        self._log = self._files.log
+        self._wheel = self._files.wheel
+        self.counts = TimerCounts(clock_ms)
         self._running = False
         self._handle: asyncio.TimerHandle | asyncio.Handle | None = None
         self._soon = False
@@ -174,19 +112,9 @@ class Timer:
         self._started = 0
         self._caught_up = False
         # checkpoints
-        self._check = TimerCheck(0, 0, 0, 0)
-        self._captured: tuple[TimerCheck, int] | None = None
-        self._syncing: list[int] = []
-        self._metrics: dict[str, Any] = {}
         self._saved_work = (0, 0)
         self._next_save = 0.0
         self._next_clean = 0.0
-        #: real topic -> messages that wait, and when that last changed
-        self._counts: dict[str, list[int]] = {}
-        self._counts_version = 0
-        self.filed = self.fired = 0
-        self._sampled = (time.monotonic(), 0, 0)
-        self._rates = (0.0, 0.0)
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -212,6 +140,7 @@ class Timer:
         try:
             self._recover()
         except OSError as error:
+            self._files.close()
             raise store_error(
                 f"cannot open the timer's files in {self._config.store_path_root_dir}", error
             ) from error
@@ -229,130 +158,50 @@ class Timer:
         try:
             self._settle()
             self._capture()
-            assert self._captured is not None
-            self._save(self._captured[0])
+            self._files.save()
         except OSError as error:
             log.error("the timer's files could not be written while the broker stops: %s", error)
         finally:
-            self._log.close()
-            self._wheel.close()
+            self._files.close()
 
     def _settle(self) -> None:
         """Take what was delivered out of the second that has begun: Apache's broker begins it anew."""
         read = self._position(self._clock_ms())
-        slot = self._wheel.get(read)
-        if self._at <= read or slot is None:
+        if self._at <= read:
             return
         left = {key & _PHYSICAL for key in self._heap if second_of(key >> _SHIFT) <= read}
-        if not left:
+        if left:
+            self._files.keep(read, left)
+        else:
             self._read = read + 1
-            return
-        kept: list[int] = []
-        position = slot.last
-        while position >= 0 and (unit := self._log.unit(position)) is not None:
-            if unit.physical in left or unit.magic & MAGIC_DELETE:
-                kept.append(position)
-            position = unit.previous
-        for position, previous in zip(kept, [*kept[1:], -1], strict=True):
-            self._log.relink(position, previous)
-        self._wheel.put(read, Slot(kept[-1], kept[0], len(left)))
 
     def _recover(self) -> None:
         """Find out how far the last run got."""
-        store, wheel = self._store, self._wheel
+        store, files = self._store, self._files
         low, high = store.min_offset(TIMER_TOPIC, 0), store.max_offset(TIMER_TOPIC, 0)
-        self._load_counts()
-        saved = TimerCheck.decode(read_file(self._files, str(self.check_path)) or b"")
-        intact = wheel.open() & self._log.open()
-        if saved is not None:
-            intact &= self._log.covers(saved.log_end) and saved.log_start in (None, self._log.start)
-        now = self._clock_ms()
-        self._started = now
-        first = store.consume_entry(TIMER_TOPIC, 0, low) if low < high else None
-        delivered_from = first[0] if first else store.readable
-        if saved is None or not intact:
-            if first:
+        now = self._started = self._clock_ms()
+        saved = files.open()
+        if saved is None:
+            if low < high:
                 log.warning(
                     "the timer's files are missing or damaged: all %d timer messages are gone through", high
                 )
-            if saved is not None:  # it must not be believed when this is interrupted
-                self._files.unlink(str(self.check_path))
-                self._files.fsync_dir(str(self.check_path.parent))
-            wheel.clear()
-            self._log.clear()
-            self._counts.clear()
-            self._next = low
-            self._read = second_of(now)
+            first = store.consume_entry(TIMER_TOPIC, 0, low)
+            self._next, self._read = low, second_of(now)
+            delivered_from = first[0] if first else store.readable
         else:
+            self.counts.load(files.load_counts())
             self._read = saved.read_time // 1000
             if self._read == second_of(now) + 1:  # see _settle; this second still takes messages
                 self._read -= 1
-            self._next = self._replay(saved)
+            self._next = files.replay(saved, self._read, store, self.counts.count)
             delivered_from = store.readable if saved.log_offset is None else saved.log_offset
-            self._check = saved
         self._next = min(max(self._next, low), high)
         self._at = self._read
         self._horizon = self._read * 1000 << _SHIFT | _PHYSICAL
         delivered_from = max(delivered_from, store.min_physical_offset)
-        self._delivered = self._find_delivered(delivered_from)
+        self._delivered = find_delivered(store, delivered_from)
         self._begun.append((second_of(now), delivered_from))
-
-    def _replay(self, saved: TimerCheck) -> int:
-        """Take in the units behind the checkpoint; returns where in the topic to go on.
-
-        Such a unit counts only when the CommitLog has its record: with the power the disk may have lost that. Apache
-        does not write all slots when it stops, so after it the units of the file before are gone through too.
-        """
-        offset = saved.queue_offset
-        start = saved.log_end
-        if saved.log_offset is None:
-            offset = min(offset, saved.master_offset)
-            start = max(0, start - self._log.file_size)
-            start -= start % self._log.file_size
-        end = start
-        for position, unit in self._log.scan(start):
-            if position >= saved.log_end:
-                record = self._record(unit.physical)
-                if record is None or record.topic != TIMER_TOPIC or record.size != unit.size:
-                    break
-                offset = max(offset, record.queue_offset + 1)
-                if not unit.magic & MAGIC_DELETE:
-                    self._count(decode_properties(record.properties).get(props.REAL_TOPIC, ""), 1)
-            second = unit.at // 1000
-            if second >= self._read:
-                slot = self._wheel.get(second)
-                if slot is None:
-                    self._wheel.put(second, Slot(position, position, 1))
-                elif slot.last < position:
-                    self._wheel.put(second, Slot(slot.first, position, slot.total + 1))
-            end = position + UNIT_SIZE
-        self._log.cut(max(end, start))
-        return offset
-
-    def _record(self, physical: int) -> Record | None:
-        data = self._store.record_at(physical)
-        try:
-            return None if data is None else decode_record(data)
-        except CorruptRecord:
-            return None
-
-    def _find_delivered(self, offset: int) -> set[int]:
-        """Offsets of the waiting records whose copies are in the CommitLog from `offset` on."""
-        store = self._store
-        found: set[int] = set()
-        while offset < store.readable:
-            record = store.record_at(offset)
-            if record is None:
-                file = store.log.find(offset)
-                if file is None:
-                    break
-                offset = file.end  # the filler of a file
-                continue
-            prepared = _prepared_offset(record)
-            if prepared and props.TIMER_DEQUEUE_MS in _properties_text(record):
-                found.add(prepared - 1)
-            offset += len(record)
-        return found
 
     # the loop
 
@@ -373,7 +222,7 @@ class Timer:
         self._handle = loop.call_soon(self._on_turn) if self._soon else loop.call_later(wait / 1000, self._on_turn)
 
     def _on_turn(self) -> None:
-        self._handle = None
+        self._handle, self._soon = None, False
         if not self._running:
             return
         wait = _RETRY_AFTER
@@ -383,7 +232,8 @@ class Timer:
             log.warning("timer messages wait, the store refuses them: %s", error)
         except Exception:  # whatever it is: nobody would notice that timer messages come no more
             log.exception("timer messages wait, they cannot be delivered")
-        self._schedule(wait)
+        if not self._soon:  # nothing came meanwhile
+            self._schedule(wait)
 
     def turn(self) -> float:
         """File what is new, read what is due soon, deliver what is due; returns ms until the next turn.
@@ -454,7 +304,7 @@ class Timer:
             log.error("timer: the record at %d is gone, message %d of the topic is lost", physical, self._next)
             return True
         try:
-            waiting = waiting_of(decode_properties(_properties_text(data)))
+            waiting = waiting_of(decode_properties(properties_text(data)))
         except (KeyError, ValueError, IndexError) as error:
             log.warning(
                 "timer: stepping over message %d of %s (CommitLog offset %d), which is no timer message: %s %s",
@@ -492,9 +342,9 @@ class Timer:
         change = 1 if recalls is None else -1
         first, total = (slot.first, slot.total) if slot else (position, 0)
         self._wheel.put(second, Slot(first, position, total + change))
-        self.filed += 1
+        self.counts.filed += 1
         if recalls is None:
-            self._count(topic, 1)
+            self.counts.count(topic, 1)
         elif not magic & MAGIC_ROLL:
             if second_of(due) <= self._at:
                 self.recall(due, topic, recalls)
@@ -592,7 +442,7 @@ class Timer:
         try:
             if data is None:
                 raise KeyError("the record is gone")
-            due, topic, recalls = waiting_of(decode_properties(_properties_text(data)))
+            due, topic, recalls = waiting_of(decode_properties(properties_text(data)))
         except (KeyError, ValueError, IndexError) as error:
             log.error("timer: the record at %d of the CommitLog cannot be used, it is lost: %s", physical, error)
             return 0
@@ -632,8 +482,8 @@ class Timer:
                     heapq.heappush(heap, key)
                 for topic in topics:
                     if topic is not None:
-                        self._count(topic, -1)
-                self.fired += len(topics)
+                        self.counts.count(topic, -1)
+                self.counts.fired += len(topics)
         return bool(heap) and heap[0] < limit
 
     def _deliver(self, physical: int, now: int) -> str | None:
@@ -682,113 +532,57 @@ class Timer:
         if not self._running:
             return
         now = time.monotonic()
-        self._sample(now)
-        if self._captured is None:
-            if now < self._next_save and self._wheel.changed < _MANY_CHANGED:
+        self.counts.sample(now)
+        files, store = self._files, self._store
+        if files.captured is None:
+            if now < self._next_save and files.wheel.changed < _MANY_CHANGED:
                 return
-            if (self.filed, self.fired) == self._saved_work:
+            work = self.counts.filed, self.counts.fired
+            if work == self._saved_work:
                 return
         try:
-            if self._captured is None:
+            if files.captured is None:
                 self._capture()
-            assert self._captured is not None
-            check, durable = self._captured
-            if self._store.durable_offset < durable:
+                self._saved_work = work
+            if store.durable_offset < files.durable:
                 return
-            await asyncio.to_thread(self._save, check)
+            await asyncio.to_thread(files.save)
         except OSError as error:
-            log.error("%s is behind what the broker has in memory: %s", self.check_path, error)
+            log.error("%s is behind what the broker has in memory: %s", files.check_path, error)
             return
-        self._captured = None
-        self._syncing = []
-        self._wheel.end_save()
+        files.saved()
         self._next_save = max(now + _SAVE_EVERY, time.monotonic() + (time.monotonic() - now) * 10)
         if now >= self._next_clean:
             self._next_clean = now + _CLEAN_EVERY
             try:
-                self._log.remove_before(self._store.min_physical_offset)
+                files.log.remove_before(store.min_physical_offset)
             except OSError as error:
-                log.error("old files of %s cannot be removed: %s", self._log.directory, error)
+                log.error("old files of %s cannot be removed: %s", files.log.directory, error)
 
     def _capture(self) -> None:
         """Note what is to be saved once the CommitLog is on disk up to what is written now."""
-        self._log.write()
         now = self._clock_ms()
         read = self._position(now)
         written = self._store.written_offset
         begun = self._begun[0][1] if self._begun else written
-        check = TimerCheck(
-            read_time=read * 1000,
-            log_end=self._log.end,
-            queue_offset=self._next,
-            master_offset=self._next,
-            timestamp=now,
-            counter=self._check.counter + 1,
-            log_offset=begun,
-            log_start=self._log.start,
-        )
-        self._wheel.begin_save()
-        self._metrics = self._numbers()
-        self._syncing += self._log.take_unsynced()
-        self._saved_work = self.filed, self.fired
-        self._captured = check, written
-
-    def _save(self, check: TimerCheck) -> None:
-        """Timer log, then wheel, then checkpoint. On a thread, or at the end."""
-        files = self._files
-        for fd in self._syncing:
-            files.fdatasync(fd)
-        self._wheel.save()
-        path = str(self.check_path)
-        files.make_dirs(str(self.check_path.parent))
-        fd = files.open(path, create=True)
-        try:
-            files.pwrite(fd, check.encode(), 0)
-            files.fdatasync(fd)
-        finally:
-            files.close(fd)
-        self._check = check
-        save_json(self.metrics_path, self._metrics, files)
+        self._files.capture(read, self._next, begun, written, now, self.counts.to_json())
 
     # numbers
-
-    def _count(self, topic: str, change: int) -> None:
-        self._counts_version += 1
-        entry = self._counts.setdefault(topic, [0, 0])
-        entry[0] += change
-        entry[1] = self._clock_ms()
-
-    def _load_counts(self) -> None:
-        table = (load_json(self.metrics_path, self._files) or {}).get("timingCount", {})
-        self._counts = {topic: [int(each["count"]), int(each["timeStamp"])] for topic, each in table.items()}
-
-    def _version(self) -> dict[str, Any]:
-        return dict(DataVersion(timestamp=self._clock_ms(), counter=self._counts_version).to_json())
-
-    @property
-    def pending(self) -> int:
-        """Messages that wait for their time."""
-        return sum([max(0, count) for count, _ in self._counts.values()])
 
     @property
     def in_memory(self) -> int:
         """Messages that are due so soon that they are in memory."""
         return len(self._heap)
 
-    def _sample(self, now: float) -> None:
-        at, filed, fired = self._sampled
-        if now - at >= 1:
-            self._rates = (self.filed - filed) / (now - at), (self.fired - fired) / (now - at)
-            self._sampled = now, self.filed, self.fired
-
     def runtime(self) -> dict[str, Any]:
         """The timer's part of a broker's runtime information: what waits, how far it is behind, messages a second."""
         running = self._running
         now = self._clock_ms()
+        filed, fired = self.counts.rates
         return {
-            "timerCongestNum": self.pending,
-            "timerDequeueTps": self._rates[1],
-            "timerEnqueueTps": self._rates[0],
+            "timerCongestNum": self.counts.pending,
+            "timerDequeueTps": fired,
+            "timerEnqueueTps": filed,
             "timerOffsetBehind": max(0, self._store.max_offset(TIMER_TOPIC, 0) - self._next) if running else 0,
             "timerReadBehind": max(0, second_of(now) - self._position(now)) if running else 0,
         }
@@ -797,16 +591,10 @@ class Timer:
         """GET_TIMER_CHECK_POINT: what a slave needs, 56 bytes."""
         if not self._running:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "The checkpoint is null")
-        return encode_response(request, ResponseCode.SUCCESS, body=self._check.encode()[:CHECK_SIZE])
+        return encode_response(request, ResponseCode.SUCCESS, body=self._files.check.encode()[:CHECK_SIZE])
 
     def _get_metrics(self, connection: Connection, request: Command) -> Reply:
         """GET_TIMER_METRICS: messages that wait, by topic."""
         if not self._running:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "The timerMessageStore is null")
-        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self._numbers()))
-
-    def _numbers(self) -> dict[str, Any]:
-        counts = {
-            topic: {"count": count, "timeStamp": changed} for topic, (count, changed) in self._counts.items()
-        }
-        return {"dataVersion": self._version(), "timingCount": counts}
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self.counts.to_json()))

@@ -11,7 +11,7 @@ from timer_kit import DAY, HOUR, START, Kit
 
 from rocketq import properties as props
 from rocketq.broker import timer as timer_module
-from rocketq.broker.timer import due_of, out_of, second_of
+from rocketq.broker.timed import due_of, out_of, second_of
 from rocketq.errors import StoreFull
 from rocketq.names import TIMER_TOPIC
 from rocketq.record import decode_record
@@ -71,12 +71,12 @@ def test_only_what_is_due_soon_is_in_memory(kit: Kit) -> None:
         kit.send(str(number), START + 60_000 + 10 * number)
     kit.work()
     assert kit.timer.in_memory == 0
-    assert kit.timer.pending == 2000
+    assert kit.timer.counts.pending == 2000
     kit.advance(65_000)
     assert 0 < kit.timer.in_memory < 500
     assert len(kit.advance(20_000)) + len(kit.delivered()) >= 2000
     assert len(kit.delivered()) == 2000
-    assert kit.timer.pending == 0
+    assert kit.timer.counts.pending == 0
 
 
 def test_a_slot_with_more_messages_than_fit_is_read_in_parts(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_recalled_message_never_comes(kit: Kit) -> None:
     kit.work()
     kit.recall("gone", START + 5000)
     assert kit.advance(10_000) == ["keep", "later"]
-    assert kit.timer.pending == 0
+    assert kit.timer.counts.pending == 0
 
 
 def test_a_recall_counts_in_the_last_moment(kit: Kit) -> None:
@@ -277,7 +277,7 @@ def test_units_behind_the_checkpoint_are_found_again_without_going_through_the_t
     kit.work()
     kit.kill()
     assert kit.timer._next == 61
-    assert kit.timer.pending == 61
+    assert kit.timer.counts.pending == 61
     assert len(kit.advance(101_000)) == 61
 
 
@@ -307,7 +307,7 @@ def test_a_full_disk_delays_and_loses_nothing(kit: Kit) -> None:
     kit.store.writable = True
     kit.work()
     assert [body for body, _ in kit.delivered()] == [str(number) for number in range(10)]
-    assert kit.timer.pending == 0
+    assert kit.timer.counts.pending == 0
 
 
 def test_a_clean_stop_leaves_nothing_in_the_wheel_that_was_delivered(kit: Kit) -> None:

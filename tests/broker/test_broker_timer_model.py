@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from timer_kit import Kit
 
 from rocketq.broker import timer as timer_module
-from rocketq.broker.timer import due_of, out_of
+from rocketq.broker.timed import due_of, out_of
 
 
 class Timers(RuleBasedStateMachine):

@@ -8,7 +8,8 @@ from typing import Any
 
 from broker_wire import config
 
-from rocketq.broker.timer import Timer, out_of
+from rocketq.broker.timed import out_of
+from rocketq.broker.timer import Timer
 from rocketq.names import TIMER_TOPIC
 from rocketq.properties import encode_properties
 from rocketq.record import decode_record, pack_host
