@@ -12,9 +12,9 @@ numbers, one per message, made of when it is due and where its record is.
 - A record with TIMER_DEL_UNIQKEY takes another message of the same second back. It is never delivered.
 
 Timer log and wheel are made from the topic and saved every few seconds, together with how far the clock and the topic
-were gone through (:mod:`rocketq.broker.timerfiles`), and only when all that was delivered by then is on disk. After a crash the
-seconds since are gone through again. A delivered record carries the offset of the one that waited in its field
-`preparedTransactionOffset`; that tells what was delivered already, so nothing is delivered twice.
+were gone through (:mod:`rocketq.broker.timerfiles`), and only when all that was delivered by then is on disk. After a
+crash the seconds since are gone through again. A delivered record carries the offset of the one that waited in its
+field `preparedTransactionOffset`; that tells what was delivered already, so nothing is delivered twice.
 """
 
 from __future__ import annotations

@@ -45,13 +45,12 @@ class PushConsumer(GroupMember):
     `model`: CLUSTERING (each message to one member) or BROADCASTING (to all; offsets in a local file, no retries).
     `ordered`: one call at a time per queue, in order, under a lock at the broker; a queue that another member should
     have stays ours until its running handler has returned, and one whose lock lapsed (the process was stopped, the
-    broker away) is begun anew where the group is. `from_where`: where a group without
-    a stored offset begins: "LAST" (brokers begin young, small queues at their start even so), "FIRST", or ms since the
-    epoch. `max_reconsume_times`: redeliveries before the dead
-    letter queue (default 16; ordered: no limit), where it says what the handler raised. `strategy`: how the group
-    shares the queues, a plain function (see `rebalance`). `consume_timeout`: seconds until messages are taken from a handler that does not return and handed
-    back (not ordered). `suspend`: seconds before an ordered queue goes on after a failure.
-    `persist_interval`: seconds between commits (default 5; ordered: 0.5).
+    broker away) is begun anew where the group is. `from_where`: where a group without a stored offset begins: "LAST"
+    (brokers begin young, small queues at their start even so), "FIRST", or ms since the epoch. `max_reconsume_times`:
+    redeliveries before the dead letter queue (default 16; ordered: no limit), where it says what the handler raised.
+    `strategy`: how the group shares the queues, a plain function (see `rebalance`). `consume_timeout`: seconds until
+    messages are taken from a handler that does not return and handed back (not ordered). `suspend`: seconds before an
+    ordered queue goes on after a failure. `persist_interval`: seconds between commits (default 5; ordered: 0.5).
 
     Per queue at most `max_messages`, `max_bytes` and (not ordered) `max_span` offsets are held. `on_rebalanced(topic,
     assigned, revoked)`, `on_retried(message)`, `on_dead_lettered(message)` are called as it happens. Further options
