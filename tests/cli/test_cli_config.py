@@ -47,9 +47,8 @@ def test_an_apache_broker_conf_works(conf, caplog):
         "10.0.0.5",
         "SYNC_FLUSH",
     )
-    assert config.host == "10.0.0.5"
+    assert (config.host, config.delete_when) == ("10.0.0.5", "04")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} line 5: deleteWhen is not supported and has no effect",
         f"{path} line 7: brokerRole is not supported and has no effect",
     ]
 
