@@ -18,7 +18,7 @@ from rocketq.names import TIMER_TOPIC
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, Record, decode_record
 from rocketq.store.configfile import load_json, save_json
-from rocketq.store.files import Files, read_file
+from rocketq.store.files import Files, make_durable_dirs, read_file
 from rocketq.store.store import MessageStore
 from rocketq.store.timercheck import TimerCheck
 from rocketq.store.timerlog import MAGIC_DELETE, UNIT_SIZE, TimerLog
@@ -138,7 +138,7 @@ class TimerFiles:
         for fd in self._syncing:
             files.fdatasync(fd)
         self.wheel.save()
-        files.make_dirs(str(self.check_path.parent))
+        make_durable_dirs(files, str(self.check_path.parent))
         fd = files.open(path, create=True)
         try:
             files.pwrite(fd, self.captured.encode(), 0)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from rocketq.errors import StoreError
 from rocketq.record import BLANK_SIZE, MAGIC_BLANK
-from rocketq.store.files import Buffer, Files
+from rocketq.store.files import Buffer, Files, make_durable_dirs
 
 log = logging.getLogger("rocketq.store")
 
@@ -69,7 +69,7 @@ class CommitLog:
     def open(self) -> None:
         """Find the files. Raises StoreError when one is missing between others."""
         files = self._files
-        files.make_dirs(self.directory)
+        make_durable_dirs(files, self.directory)
         for name in sorted(files.listdir(self.directory)):
             if len(name) != 20 or not name.isdigit():
                 continue

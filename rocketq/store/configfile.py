@@ -8,7 +8,7 @@ from typing import Any
 
 from rocketq.errors import StoreError
 from rocketq.javajson import dumps, loads
-from rocketq.store.files import Files, read_file, store_error, write_file
+from rocketq.store.files import Files, make_durable_dirs, read_file, store_error, write_file
 
 log = logging.getLogger("rocketq.store")
 
@@ -24,7 +24,7 @@ def save_json(path: str | os.PathLike[str], value: Any, files: Files) -> None:
     temporary = name + ".tmp"
     data = dumps(value, pretty=True)
     try:
-        files.make_dirs(directory)
+        make_durable_dirs(files, directory)
         write_file(files, temporary, data)
         if files.exists(name):
             files.rename(name, name + ".bak")

@@ -194,6 +194,15 @@ def store_error(what: str, error: OSError) -> StoreError:
     return (StoreFull if error.errno in _FULL else StoreError)(f"{what}: {error.strerror or error}")
 
 
+def make_durable_dirs(files: Files, path: str) -> None:
+    """Make a directory and those above it, where they are missing, and force their names to disk. Raises OSError."""
+    if not files.exists(path):
+        parent = os.path.dirname(os.path.abspath(path))
+        make_durable_dirs(files, parent)
+        files.make_dirs(path)
+        files.fsync_dir(parent)
+
+
 def read_file(files: Files, path: str) -> bytes | None:
     """The whole file, None when there is none. Raises OSError."""
     try:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from operator import mul
 
-from rocketq.store.files import Files
+from rocketq.store.files import Files, make_durable_dirs
 from rocketq.store.values import Appended
 
 log = logging.getLogger("rocketq.store")
@@ -33,6 +33,7 @@ _ENTRY = struct.Struct(">iqii")
 _INT = struct.Struct(">i")
 _MASK = 0xFFFFFFFF
 _PAGE = 4096
+_PIECE = 1 << 20
 _SLOTS_PER_PAGE = _PAGE // 4
 
 #: Enter the collected messages when they are this many (few, as everybody waits meanwhile) …
@@ -160,6 +161,9 @@ class IndexFile:
         self.count = min(max(count, 1), self.capacity)
         return True
 
+    def is_empty(self) -> bool:
+        return self._files.size(self._open()) == 0
+
     def create(self) -> None:
         self._fd = self._files.open(self.path, create=True)
         self._files.truncate(self._fd, self.size)
@@ -259,8 +263,7 @@ class IndexFile:
                 high = middle
         self.count = low
         self._heads.clear()
-        files.truncate(fd, self._entries_at + 20 * low)
-        files.truncate(fd, self.size)
+        self._clear(self._entries_at + 20 * low)
         heads = array("i", bytes(4 * self.slots))
         number = 1
         while number < low:
@@ -281,6 +284,16 @@ class IndexFile:
             _, self.end_offset, seconds, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * (low - 1)))
             self.end_timestamp = min(self.end_timestamp, self.begin_timestamp + 1000 * seconds + 999)
         self._write_header()
+
+    def _clear(self, at: int) -> None:
+        """Make everything from a byte on zeros. The size stays: a crash must not leave a file of another one."""
+        fd, files = self._open(), self._files
+        data_at = files.next_data(fd, at)
+        while data_at is not None and data_at < self.size:
+            piece = files.pread(fd, _PIECE, data_at)
+            if any(piece):
+                files.pwrite(fd, bytes(len(piece)), data_at)
+            data_at = files.next_data(fd, data_at + len(piece))
 
     def find(self, value: int, begin: int, end: int, room: int) -> list[int]:
         """Physical offsets of entries with this hash and a time in the range, newest first."""
@@ -336,11 +349,13 @@ class Index:
                 continue
             path = os.path.join(self.directory, name)
             file = IndexFile(path, self._slots, self._capacity, self._files)
-            if file.load():
+            loaded, empty = file.load(), file.is_empty()
+            file.close()
+            if loaded:
                 self.files.append(file)
-                file.close()
+            elif empty:  # the process died between making the file and giving it its size
+                self._files.unlink(path)
             else:
-                file.close()
                 log.error(
                     "%s was made with other settings than maxHashSlotNum=%d maxIndexNum=%d; its keys are not found",
                     path,
@@ -397,7 +412,7 @@ class Index:
             self.files[-1].flush()
 
     def _roll(self, full: IndexFile | None) -> IndexFile:
-        self._files.make_dirs(self.directory)
+        make_durable_dirs(self._files, self.directory)
         now = time.time()
         number = int(time.strftime("%Y%m%d%H%M%S", time.localtime(now))) * 1000 + int(now * 1000) % 1000
         if full is not None:  # names sort by age, also when the clock was set back

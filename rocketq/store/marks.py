@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from rocketq.errors import StoreLocked
-from rocketq.store.files import Files, read_file, write_file
+from rocketq.store.files import Files, make_durable_dirs, read_file, write_file
 
 log = logging.getLogger("rocketq.store")
 
@@ -79,7 +79,7 @@ class Marks:
     def lock(self) -> None:
         """Make the directory this process's. Raises StoreLocked with the owner's pid."""
         files = self._files
-        files.make_dirs(self.directory)
+        make_durable_dirs(files, self.directory)
         fd = files.open(self._path("lock"), create=True)
         if not files.lock(fd):
             files.close(fd)

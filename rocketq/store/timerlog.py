@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rocketq.store.files import Files
+from rocketq.store.files import Files, make_durable_dirs
 
 MAGIC_DEFAULT = 1
 #: The message goes back to the timer's topic when its slot has come, as it is due much later.
@@ -59,7 +59,7 @@ class TimerLog:
     def open(self) -> bool:
         """Find the files; False when they are not one sequence of files of the right size."""
         files = self._files
-        files.make_dirs(self.directory)
+        make_durable_dirs(files, self.directory)
         for name in sorted(files.listdir(self.directory)):
             if len(name) == 20 and name.isdigit():
                 self._fds[int(name)] = files.open(os.path.join(self.directory, name))
