@@ -25,7 +25,9 @@ def now_ms() -> int:
 async def arrive(wire: Wire, topic: str, count: int) -> list[Any]:
     """The messages of a topic when there are so many."""
     deadline = time.monotonic() + 10
-    while len(found := await wire.messages(topic)) < count:
+    found: list[Any] = []
+    while len(found) < count:
+        found += await wire.messages(topic, len(found))  # 32 at once at most
         assert time.monotonic() < deadline, f"{len(found)} of {count} messages came"
         await asyncio.sleep(0.005)
     return found

@@ -25,13 +25,12 @@ def cli(server):
 
 
 def prepare(cli, name):
-    """Six messages in two queues, all consumed; gives the store time of the fourth, after a pause."""
+    """Six messages in two queues, each of another ms, all consumed; gives the store time of the fourth."""
     cli.topic(name)
     cli.group(f"{name}-G")
     for number in range(6):
-        if number == 3:
-            later = time.time() + 0.005
-            wait_until(lambda end=later: time.time() > end)
+        later = time.time() + 0.002
+        wait_until(lambda end=later: time.time() > end)
         cli.send(name, f"b{number}", queue_id=number % 2, tag=f"t{number % 3}", keys=f"k{number}")
     for queue_id in (0, 1):
         cli.browser.commit(f"{name}-G", MessageQueue(name, "broker-0", queue_id), 3)
