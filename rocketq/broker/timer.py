@@ -31,7 +31,7 @@ from typing import Any
 from rocketq import javajson
 from rocketq import properties as props
 from rocketq.broker.copies import append_copy
-from rocketq.broker.timed import properties_text, second_of, waiting_of
+from rocketq.broker.timed import Waiting, properties_text, second_of, waiting_of
 from rocketq.broker.timercounts import TimerCounts
 from rocketq.broker.timerfiles import TimerFiles, find_delivered
 from rocketq.config import BrokerConfig
@@ -317,6 +317,10 @@ class Timer:
             return True
         if physical in self._delivered:
             return True
+        return self._place(physical, size, waiting, now)
+
+    def _place(self, physical: int, size: int, waiting: Waiting, now: int) -> bool:
+        """Put a message that is filed at `now` into the wheel; False when its place there is not free yet."""
         due, topic, recalls = waiting
         written = now - now % 1000
         magic, at = MAGIC_DEFAULT, due - 1
@@ -468,10 +472,11 @@ class Timer:
                     self._begun.append((second, self._store.written_offset))
                 # a message that was put into the wheel twice comes twice in a row
                 again = key == self._last_key
-                topics.append(None if again else self._deliver(key & _PHYSICAL, now))
+                topics.append(None if again else self._deliver(key >> _SHIFT, key & _PHYSICAL, now))
                 self._last_key = key
         finally:
             try:
+                self._log.write()
                 self._store.write()
             except BaseException:
                 topics.clear()
@@ -486,8 +491,9 @@ class Timer:
                 self.counts.fired += len(topics)
         return bool(heap) and heap[0] < limit
 
-    def _deliver(self, physical: int, now: int) -> str | None:
-        """Put one message under its real topic, or back into the timer's when it is due much later.
+    def _deliver(self, at: int, physical: int, now: int) -> str | None:
+        """Put one message under its real topic, or back into the timer's when it is due much later than it was filed
+        for, which is `at`.
 
         Returns the real topic of a message that does not wait any more.
         """
@@ -497,7 +503,7 @@ class Timer:
                 raise KeyError("it is gone")
             record = decode_record(data)
             properties = decode_properties(record.properties)
-            due, real_topic, recalls = waiting_of(properties)
+            due, real_topic, recalls = waiting = waiting_of(properties)
         except (CorruptRecord, KeyError, ValueError) as error:
             log.error("timer: the record at %d of the CommitLog cannot be used, it is lost: %s", physical, error)
             return None
@@ -506,6 +512,10 @@ class Timer:
         stored = record.store_timestamp
         more = {props.TIMER_ENQUEUE_MS: str(stored - stored % 1000), props.TIMER_DEQUEUE_MS: str(now)}
         if physical in self._delivered:
+            return counted
+        if at < due <= now and second_of(due) >= self._at:
+            # after a long stop: recalls of it may be filed between then and now, and were not read yet
+            self._place(physical, record.size, waiting, at)
             return counted
         if due > now:
             topic, queue_id = TIMER_TOPIC, 0

@@ -6,16 +6,13 @@ that `ROCKETQ_CRASH_SEED` changes.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_disk import Crash, RecordingFiles, crashes
+from crash_disk import Crash, RecordingFiles, crashes, left_by
 from store_kit import Opener, abandon, bodies, send
 
 from rocketq.store.configfile import load_json, save_json
@@ -181,21 +178,6 @@ def check(crash: Crash, directory: Path, sync: bool, killed: bool) -> None:
     again = opener(**settings)
     assert opener.recovery.clean
     again.close()
-
-
-@contextlib.contextmanager
-def left_by(crash: Crash) -> Iterator[Path]:
-    """The directory that a crash leaves, for a moment. What fails says which crash it was."""
-    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    directory = Path(tempfile.mkdtemp(prefix="rocketq-crash-", dir=fast))
-    try:
-        crash.build(directory)
-        (directory / "store").mkdir(exist_ok=True)
-        yield directory
-    except BaseException as error:
-        raise AssertionError(f"after a {crash}: {error!r}") from error
-    finally:
-        shutil.rmtree(directory)
 
 
 @pytest.mark.timeout(600)

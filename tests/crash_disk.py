@@ -15,9 +15,12 @@ the power failed            what was forced to disk before, and of the rest any 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,3 +317,18 @@ def crashes(operations: list[Any], power_failures: int, first: int = 0, seed: in
         yield Crash(operations, count, None)
         for number in range(power_failures):
             yield Crash(operations, count, seed + count * 1009 + number)
+
+
+@contextlib.contextmanager
+def left_by(crash: Crash) -> Iterator[Path]:
+    """The directory that a crash leaves, for a moment. What fails says which crash it was."""
+    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="rocketq-crash-", dir=fast))
+    try:
+        crash.build(directory)
+        (directory / "store").mkdir(exist_ok=True)
+        yield directory
+    except BaseException as error:
+        raise AssertionError(f"after a {crash}: {error!r}") from error
+    finally:
+        shutil.rmtree(directory)

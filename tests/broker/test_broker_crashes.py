@@ -1,0 +1,171 @@
+"""Every moment at which a whole broker may be killed or lose its power: what it answered for is there when it is back.
+
+Sends, delays, timer messages and recalls go over a real connection to a broker whose disk is recorded. Afterwards
+brokers are started, with clocks that stand eleven days later, in directories as crashes leave them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_wire import Wire, running
+from crash_disk import Crash, RecordingFiles, crashes, left_by
+
+from rocketq.broker.server import Broker
+from rocketq.record import decode_record, split_records
+
+POWER_FAILURES = int(os.environ.get("ROCKETQ_CRASH_POWER", "2"))
+SEED = int(os.environ.get("ROCKETQ_CRASH_SEED", "0"))
+#: One of so many moments is looked at: starting a broker takes a while.
+STRIDE = int(os.environ.get("ROCKETQ_CRASH_STRIDE", "7"))
+SETTINGS: dict[str, Any] = {
+    "mapped_file_size_commit_log": 16_384,
+    "mapped_file_size_consume_queue": 400,
+    "mapped_file_size_timer_log": 1024,
+    "max_hash_slot_num": 16,
+    "max_index_num": 100,
+    "disk_space_warning_level_ratio": 100,
+    "disk_max_used_space_ratio": 100,
+    "disk_space_clean_forcibly_ratio": 100,
+    "flush_consumer_offset_interval": 10,
+}
+DAY = 86_400_000
+
+
+class Driver:
+    """Asks the broker for things, and notes what it answered for."""
+
+    def __init__(self, disk: RecordingFiles, broker: Broker, wire: Wire) -> None:
+        self.disk = disk
+        self.broker = broker
+        self.wire = wire
+        self.number = 0
+
+    def names(self, count: int) -> list[str]:
+        self.number += count
+        return [f"m{number}" for number in range(self.number - count, self.number)]
+
+    async def send(self, count: int, **properties: str) -> dict[str, Any]:
+        """Several at once; returns their answers by body."""
+        bodies = self.names(count)
+        asked = {
+            body: self.wire.message("T", body.encode() + b" " * 40, properties={"UNIQ_KEY": body, **properties})
+            for body in bodies
+        }
+        answers = {body: await self.wire.answer(opaque) for body, opaque in asked.items()}
+        for body, answer in answers.items():
+            assert answer.code == 0, answer
+            self.disk.promise("accepted", body)
+            if "DELAY" in properties:  # as in Apache's: how far a level is is saved now and then
+                self.disk.promise("perhaps twice", body)
+        return answers
+
+    async def recall(self, body: str, handle: str) -> None:
+        self.disk.promise("recalling", body)
+        answer = await self.wire.call(370, {"producerGroup": "PG", "topic": "T", "recallHandle": handle})
+        assert answer.code == 0, answer
+        self.disk.promise("recalled", body)
+
+    async def commit(self, offset: int) -> None:
+        header = {"consumerGroup": "G", "topic": "T", "queueId": 0, "commitOffset": offset}
+        answer = await self.wire.call(15, header)
+        assert answer.code == 0, answer
+        self.disk.promise("committed", offset)
+
+    async def delivered(self, count: int) -> None:
+        await self.wire.until(lambda: self.broker.store.max_offset("T", 0) >= count, 20)
+
+    async def saved(self) -> None:
+        """A round of periodic work with a checkpoint."""
+        self.broker.store._saved_at = float("-inf")
+        before = self.broker.store._saved_offset
+        await self.wire.until(lambda: self.broker.store._saved_offset != before, 20)
+
+
+async def drive(directory: Path, flush: str) -> list[Any]:
+    disk = RecordingFiles(directory)
+    async with running(directory / "store", files=disk, flush_disk_type=flush, **SETTINGS) as (broker, wire):
+        driver = Driver(disk, broker, wire)
+        await driver.send(3)
+        far = await driver.send(4, TIMER_DELIVER_MS=str(int(time.time() * 1000) + 10 * DAY))
+        soon = await driver.send(6, TIMER_DELAY_MS="200")
+        await driver.recall("m4", far["m4"].ext["recallHandle"])
+        await driver.send(2, DELAY="1")
+        await wire.pull("T", group="G")  # makes the group known
+        await driver.commit(2)
+        await driver.delivered(3 + len(soon))
+        await driver.saved()
+        await driver.send(9)
+        await driver.send(3, TIMER_DELAY_MS="1500")
+        await driver.recall("m6", far["m6"].ext["recallHandle"])
+        await driver.commit(11)
+        await driver.delivered(3 + len(soon) + 2 + 9 + 3)
+        await driver.saved()
+        await driver.send(5, DELAY="2")
+        await driver.commit(20)
+    return disk.operations
+
+
+def bodies(broker: Broker, topic: str) -> Counter[str]:
+    """What is in a topic, and how often."""
+    found: Counter[str] = Counter()
+    for name, queue_id in broker.store.queues():
+        if name != topic:
+            continue
+        offset = broker.store.min_offset(topic, queue_id)
+        while (read := broker.store.read(topic, queue_id, offset, 32)).count:
+            for buffer in read.buffers:
+                for start, _ in split_records(buffer):
+                    found[decode_record(buffer, start, check_crc=True).body.decode().strip()] += 1
+            offset = read.next_offset
+    return found
+
+
+@contextlib.asynccontextmanager
+async def later(directory: Path, flush: str) -> AsyncIterator[Broker]:
+    """A broker in the directory, eleven days after."""
+    ahead = 11 * DAY
+
+    def clock_ms() -> int:
+        return time.time_ns() // 1_000_000 + ahead
+
+    async with running(directory / "store", clock_ms=clock_ms, flush_disk_type=flush, **SETTINGS) as (broker, _):
+        yield broker
+
+
+async def check(crash: Crash, directory: Path, flush: str) -> None:
+    promised: dict[str, list[Any]] = {}
+    for kind, what in crash.promises():
+        promised.setdefault(kind, []).append(what)
+    accepted = set(promised.get("accepted", ()))
+    recalled, recalling = set(promised.get("recalled", ())), set(promised.get("recalling", ()))
+    async with later(directory, flush) as broker:
+        wanted = accepted - recalling
+        deadline = time.monotonic() + 20
+        while wanted - (found := bodies(broker, "T")).keys():
+            assert time.monotonic() < deadline, f"{sorted(wanted - found.keys())} did not come"
+            await asyncio.sleep(0.01)
+        assert not recalled & found.keys(), "it was taken back"
+        twice = {body for body, count in found.items() if count > 1}
+        assert twice <= set(promised.get("perhaps twice", ())), f"{twice} came twice"
+        offset = broker.offsets.query("G", "T", 0)
+        assert offset <= max(promised.get("committed", [0]))
+        assert offset <= broker.store.max_offset("T", 0)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_what_a_broker_answered_for_is_there_after_a_crash(tmp_path: Path, flush: str) -> None:
+    operations = asyncio.run(drive(tmp_path, flush))
+    power_failures = POWER_FAILURES if flush == "SYNC_FLUSH" else 0
+    for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
+        with left_by(crash) as directory:
+            asyncio.run(check(crash, directory, flush))
