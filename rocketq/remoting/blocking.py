@@ -151,26 +151,33 @@ class BlockingClient:
         remaining = backoff.remaining(now)
         if remaining:
             raise ConnectFailed(f"{backoff.reason} (next attempt in {remaining:.1f} s)")
-        timeout = max(0.001, min(self._connect_timeout, deadline - now))
-        host, port = split_address(address)
         try:
-            sock = socket.create_connection((host, port), timeout)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self._tls is not None:
-                    sock = self._tls.wrap_socket(sock, server_hostname=host)
-                sock.setblocking(False)
-            except BaseException:
-                sock.close()
-                raise
-        except (OSError, UnicodeError) as error:  # timeouts, ssl.SSLError; names like a..b raise the other
-            reason = f"no connection to {address}: {error}"
-            log.log(logging.DEBUG if backoff.reason else logging.INFO, "%s", reason)
-            backoff.failed(time.monotonic(), reason)
-            raise ConnectFailed(reason) from None
+            sock = connect(address, self._tls, max(0.001, min(self._connect_timeout, deadline - now)))
+        except ConnectFailed as error:
+            log.log(logging.DEBUG if backoff.reason else logging.INFO, "%s", error)
+            backoff.failed(time.monotonic(), str(error))
+            raise
         backoff.succeeded()
         session = Session(time.monotonic, max_in_flight=self._max_in_flight, serialize_type=self._serialize_type)
         return _Link(address, sock, session)
+
+
+def connect(address: str, tls: ssl.SSLContext | None, timeout: float) -> socket.socket:
+    """A non-blocking connection to ``host:port``, made within `timeout` seconds. Raises ConnectFailed."""
+    host, port = split_address(address)
+    try:
+        sock = socket.create_connection((host, port), timeout)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                sock = tls.wrap_socket(sock, server_hostname=host)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, UnicodeError) as error:  # timeouts, ssl.SSLError; names like a..b raise the other
+        raise ConnectFailed(f"no connection to {address}: {error}") from None
+    return sock
 
 
 class _Peer:

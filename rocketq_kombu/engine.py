@@ -1,0 +1,338 @@
+"""Requests that nobody waits for: non-blocking sockets under Kombu's event loop, or polled by whoever drains events.
+
+The answers come to callbacks. Two drivers turn the wheel: a `kombu.asynchronous.Hub` after :meth:`Engine.attach`, or
+calls of :meth:`Engine.turn`. Connections are made when first needed and again after they broke; `lane` keeps requests
+that are held for long on connections of their own, so that they can be given up together (:meth:`Engine.close_lane`).
+
+Any thread may send. Answers are taken in by one thread at a time. After a fork the child begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from rocketq.errors import ConnectFailed, ConnectionLost, RemotingError, RequestTimeout
+from rocketq.remoting.blocking import connect
+from rocketq.remoting.command import Command, Header
+from rocketq.remoting.session import Backoff, Session
+from rocketq.remoting.tls import TlsConfig
+
+log = logging.getLogger("rocketq.kombu")
+
+#: Gets the answer, or why there is none.
+Done = Callable[[Command | RemotingError], None]
+
+_RECEIVE = 256 * 1024
+#: Seconds between looks at deadlines under a hub.
+_EXPIRE_EVERY = 1.0
+
+
+class Timer:
+    """Something to be called later."""
+
+    __slots__ = ("call", "cancelled")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class _Link:
+    """One connection."""
+
+    __slots__ = ("address", "lane", "out", "session", "sock", "writing")
+
+    def __init__(self, address: str, lane: Hashable, sock: socket.socket) -> None:
+        self.address = address
+        self.lane = lane
+        self.sock = sock
+        self.session = Session(time.monotonic)
+        self.out = bytearray()
+        self.writing = False  # the hub tells when more can be written
+
+
+class Engine:
+    """All connections of one transport. `connect_timeout` in seconds."""
+
+    def __init__(self, tls: TlsConfig | None = None, connect_timeout: float = 3.0) -> None:
+        self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
+        self._connect_timeout = connect_timeout
+        self._numbers = itertools.count()
+        self._hub: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # links, their sessions and what they still have to write
+        self._turning = threading.Lock()
+        self._links: dict[tuple[str, Hashable], _Link] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._flushing = False
+
+    def _after_fork(self) -> None:
+        """In a child: give the parent's sockets up without a word."""
+        if self._pid != os.getpid():
+            for link in self._links.values():
+                link.sock.close()
+            self._hub = None
+            self._begin()
+
+    # sending
+
+    def send(
+        self,
+        address: str,
+        code: int,
+        header: Header | None = None,
+        body: bytes = b"",
+        *,
+        timeout: float,
+        done: Done,
+        lane: Hashable = None,
+    ) -> None:
+        """Send a request; `done` is called with what comes of it, later and once. Raises ConnectFailed."""
+        self._after_fork()
+        with self._lock:
+            link = self._links.get((address, lane)) or self._connect(address, lane)
+            _, frame = link.session.request(code, header, body, timeout, done)
+            link.out += frame
+            if self._hub is None:
+                self._flush(link)
+            elif not self._flushing:  # what is sent in one round of the loop leaves together
+                self._flushing = True
+                self._hub.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is waiting to be written."""
+        with self._lock:
+            self._flushing = False
+            for link in list(self._links.values()):
+                if link.out:
+                    self._flush(link)
+
+    def _connect(self, address: str, lane: Hashable) -> _Link:
+        backoff = self._backoffs.setdefault(address, Backoff())
+        remaining = backoff.remaining(time.monotonic())
+        if remaining:
+            raise ConnectFailed(f"{backoff.reason} (next attempt in {remaining:.1f} s)")
+        try:
+            sock = connect(address, self._tls, self._connect_timeout)
+        except ConnectFailed as error:
+            backoff.failed(time.monotonic(), str(error))
+            raise
+        backoff.succeeded()
+        link = self._links[address, lane] = _Link(address, lane, sock)
+        if self._hub is not None:
+            self._hub.add_reader(sock.fileno(), self._readable, link)
+        return link
+
+    def _flush(self, link: _Link) -> None:
+        """Write as much as the socket takes; under the lock."""
+        try:
+            while link.out:
+                sent = link.sock.send(link.out)
+                del link.out[:sent]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._fail(link, str(error))
+            return
+        if self._hub is not None and bool(link.out) != link.writing:
+            link.writing = bool(link.out)
+            if link.writing:
+                self._hub.add_writer(link.sock.fileno(), self._flush_link, link)
+            else:
+                self._hub.remove_writer(link.sock.fileno())
+
+    def _flush_link(self, link: _Link) -> None:
+        with self._lock:
+            self._flush(link)
+
+    # receiving
+
+    def _readable(self, link: _Link) -> None:
+        self._read(link)
+        self._run_posted()
+
+    def _read(self, link: _Link) -> None:
+        """Take in what has arrived, and call back."""
+        while True:
+            with self._lock:
+                if self._links.get((link.address, link.lane)) is not link:
+                    return
+                try:
+                    data = link.sock.recv(_RECEIVE)
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    return
+                except OSError as error:
+                    self._fail(link, str(error))
+                    return
+                if not data:
+                    self._fail(link, "the server closed it")
+                    return
+                events = link.session.receive(data)
+                if link.session.error is not None:
+                    self._fail(link, str(link.session.error))
+            for pending, command in events:
+                if pending is not None:  # servers ask clients nothing that concerns us
+                    pending.context(command)
+            if len(data) < _RECEIVE and not isinstance(link.sock, ssl.SSLSocket):
+                return  # TLS may hold more that no poll would tell of
+
+    def _fail(self, link: _Link, reason: str) -> None:
+        """The end of a connection; under the lock."""
+        if self._links.pop((link.address, link.lane), None) is None:
+            return
+        self._drop(link)
+        error = ConnectionLost(f"the connection to {link.address} was lost: {reason}")
+        for pending in link.session.close():
+            self._post(pending.context, error)
+
+    def _drop(self, link: _Link) -> None:
+        if self._hub is not None:
+            self._hub.remove(link.sock.fileno())
+        link.sock.close()
+
+    def _post(self, done: Done, result: Command | RemotingError) -> None:
+        """Have `done` called when nobody is in the middle of anything."""
+        self._posted.append(lambda: done(result))
+        if self._hub is not None and len(self._posted) == 1:
+            self._hub.call_soon(self._run_posted)
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
+
+    def _expire(self) -> None:
+        """End requests whose time is up."""
+        now = time.monotonic()
+        with self._lock:
+            for link in self._links.values():
+                for pending in link.session.expired(now):
+                    text = f"{link.address} did not answer within {pending.timeout:g} s"
+                    self._post(pending.context, RequestTimeout(text))
+        self._run_posted()
+
+    # turning the wheel
+
+    def later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Call after `delay` seconds, unless it is cancelled before."""
+        timer = Timer(call)
+        if self._hub is not None:
+            self._hub.call_later(delay, self._fire, timer)
+        else:
+            heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), timer))
+        return timer
+
+    @staticmethod
+    def _fire(timer: Timer) -> None:
+        if not timer.cancelled:
+            timer.call()
+
+    def turn(self, timeout: float) -> None:
+        """Wait for something to happen, for at most `timeout` seconds, and deal with it.
+
+        Does nothing but wait while another thread turns.
+        """
+        self._after_fork()
+        if not self._turning.acquire(timeout=timeout):
+            return
+        try:
+            self._turn(timeout)
+        finally:
+            self._turning.release()
+
+    def _turn(self, timeout: float) -> None:
+        if self._posted:
+            self._run_posted()
+            return
+        with self._lock:
+            links = {link.sock.fileno(): link for link in self._links.values()}
+            deadlines = [link.session.next_deadline for link in links.values()]
+            if self._timers:
+                deadlines.append(self._timers[0][0])
+            poll = select.poll()
+            for fd, link in links.items():
+                poll.register(fd, select.POLLIN | (select.POLLOUT if link.out else 0))
+        wait = min([timeout, *(deadline - time.monotonic() for deadline in deadlines)])
+        for fd, event in poll.poll(max(0.0, wait) * 1000):
+            link = links[fd]
+            if event & select.POLLOUT:
+                self._flush_link(link)
+            if event & ~select.POLLOUT:
+                self._read(link)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            self._fire(heapq.heappop(self._timers)[2])
+        self._expire()
+
+    def attach(self, hub: Any) -> None:
+        """Let a hub turn the wheel from now on."""
+        self._after_fork()
+        with self._lock:
+            if self._hub is hub:
+                return
+            self._hub = hub
+            for link in self._links.values():
+                hub.add_reader(link.sock.fileno(), self._readable, link)
+                self._flush(link)
+            timers, self._timers = self._timers, []
+        now = time.monotonic()
+        for when, _, timer in timers:
+            hub.call_later(max(0.0, when - now), self._fire, timer)
+        hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
+
+    @property
+    def attached(self) -> bool:
+        return self._hub is not None
+
+    def close_lane(self, lane: Hashable, grace: float = 0.3) -> None:
+        """Give up a lane's connections and what they were asked.
+
+        Answers that are under way already are still taken in: the server is told that nothing more comes, and what
+        it says until it closes is read, for `grace` seconds at most.
+        """
+        self._after_fork()
+        links = [link for link in self._links.values() if link.lane == lane]
+        deadline = time.monotonic() + grace
+        for link in links:
+            if self._hub is not None:
+                self._hub.remove(link.sock.fileno())
+            with contextlib.suppress(OSError):  # it is closed already
+                link.sock.shutdown(socket.SHUT_WR)
+        for link in links:
+            while (link.address, lane) in self._links:
+                poll = select.poll()
+                poll.register(link.sock, select.POLLIN)
+                if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    break
+                self._read(link)
+            with self._lock:
+                self._fail(link, "it was given up")
+
+    def close(self) -> None:
+        """Close everything; what was not answered ends with ConnectionLost."""
+        self._after_fork()
+        with self._lock:
+            for link in list(self._links.values()):
+                self._fail(link, "the connection was closed")
+        self._timers.clear()
+        self._run_posted()
+        self._hub = None

@@ -1,0 +1,163 @@
+"""Exchanges, bindings and short-lived queues, as all processes on a cluster see them.
+
+They are texts that the NameServers keep (`PUT_KV_CONFIG`), in these namespaces, where VHOST is escaped and empty for
+the default one:
+
+======================  =============================  =====================================================
+namespace               key                            text
+======================  =============================  =====================================================
+kombu|VHOST             e|EXCHANGE                     JSON: type, durable, auto_delete, arguments
+kombu|VHOST             q|QUEUE                        JSON of :class:`Place`: a short-lived queue
+kombu|VHOST|EXCHANGE    QUEUE|ROUTING_KEY              JSON: pattern, and for queues that may go by
+                                                       themselves `until` (ms)
+======================  =============================  =====================================================
+
+One key a binding, so two processes never overwrite what the other one said. Work queues need no entry: they are
+topics.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from rocketq.client.admin import Admin
+from rocketq_kombu.names import escape, unescape
+
+#: Seconds for which what was read is believed, where reading anew each time would cost too much.
+_BELIEVE = 1.0
+#: Names that are remembered at most.
+_MANY = 10_000
+
+#: (routing key, pattern, queue), as `kombu.transport.virtual.exchange` has it.
+Binding = tuple[str, str | None, str]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a short-lived queue is: the messages tagged with its name behind `offset` of one queue of the topic that
+    all of them share.
+
+    `ttl`: ms that it lives on after its consumer was last heard of; `until` is when that is over, ms since 1970.
+    """
+
+    broker: str
+    queue_id: int
+    offset: int
+    ttl: int
+    until: int
+
+
+class Registry:
+    """The tables of one virtual host. Methods raise RemotingError and BrokerError of the NameServers."""
+
+    def __init__(self, admin: Admin, virtual_host: str, clock: Callable[[], float] = time.time) -> None:
+        self._admin = admin
+        self._clock = clock
+        self._namespace = f"kombu|{escape(virtual_host.strip('/'))}"
+        self._exchanges: dict[str, dict[str, Any]] = {}
+        self._bindings: dict[str, tuple[float, list[Binding]]] = {}
+        self._places: dict[str, tuple[float, Place | None]] = {}
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    # exchanges
+
+    def exchange(self, name: str) -> dict[str, Any] | None:
+        """Type, durable, auto_delete and arguments of an exchange; None when nobody declared it."""
+        found = self._exchanges.get(name)
+        if found is None:
+            text = self._admin.kv_get(self._namespace, f"e|{escape(name)}")
+            if text is None:
+                return None
+            found = self._exchanges[name] = json.loads(text)
+        return found
+
+    def declare_exchange(self, name: str, settings: dict[str, Any]) -> None:
+        """Keep an exchange; one that is there with the same settings costs nothing."""
+        if self.exchange(name) != settings:
+            self._admin.kv_put(self._namespace, f"e|{escape(name)}", json.dumps(settings, separators=(",", ":")))
+            self._exchanges[name] = settings
+
+    def delete_exchange(self, name: str) -> None:
+        """Forget an exchange and its bindings."""
+        for key in self._admin.kv_table(self._of(name)):
+            self._admin.kv_delete(self._of(name), key)
+        self._admin.kv_delete(self._namespace, f"e|{escape(name)}")
+        self._exchanges.pop(name, None)
+        self._bindings.pop(name, None)
+
+    def exchanges(self) -> list[str]:
+        """Names of all exchanges."""
+        keys = self._admin.kv_table(self._namespace)
+        return sorted(unescape(key[2:]) for key in keys if key.startswith("e|"))
+
+    # bindings
+
+    def _of(self, exchange: str) -> str:
+        return f"{self._namespace}|{escape(exchange)}"
+
+    def bind(self, exchange: str, queue: str, routing_key: str, pattern: str | None, until: int | None) -> None:
+        """Keep a binding, until a time (ms since 1970) if one is given."""
+        value = {"pattern": pattern} if until is None else {"pattern": pattern, "until": until}
+        key = f"{escape(queue)}|{escape(routing_key)}"
+        self._admin.kv_put(self._of(exchange), key, json.dumps(value, separators=(",", ":")))
+        self._bindings.pop(exchange, None)
+
+    def unbind(self, exchange: str, queue: str, routing_key: str) -> None:
+        """Forget a binding."""
+        self._admin.kv_delete(self._of(exchange), f"{escape(queue)}|{escape(routing_key)}")
+        self._bindings.pop(exchange, None)
+
+    def bindings(self, exchange: str, *, fresh: bool = False) -> list[Binding]:
+        """The bindings of an exchange; at most a second old, or `fresh`. Forgets those whose time is over."""
+        now = self._clock()
+        known = self._bindings.get(exchange)
+        if known is not None and not fresh and now - known[0] < _BELIEVE:
+            return known[1]
+        found: list[Binding] = []
+        for key, text in self._admin.kv_table(self._of(exchange)).items():
+            queue, _, routing_key = key.partition("|")
+            value = json.loads(text)
+            if value.get("until", now * 1000) < now * 1000:
+                self._admin.kv_delete(self._of(exchange), key)
+            else:
+                found.append((unescape(routing_key), value.get("pattern"), unescape(queue)))
+        if len(self._bindings) > _MANY:
+            self._bindings.clear()
+        self._bindings[exchange] = (now, found)
+        return found
+
+    # short-lived queues
+
+    def place(self, queue: str, *, fresh: bool = False) -> Place | None:
+        """Where a short-lived queue is; None for other queues, and when its time is over."""
+        now = self._clock()
+        known = self._places.get(queue)
+        if known is not None and not fresh and now - known[0] < _BELIEVE:
+            return known[1]
+        text = self._admin.kv_get(self._namespace, f"q|{escape(queue)}")
+        place = msgspec.json.decode(text, type=Place) if text is not None else None
+        if place is not None and place.until < now * 1000:
+            self.forget_place(queue)
+            place = None
+        if len(self._places) > _MANY:
+            self._places.clear()
+        self._places[queue] = (now, place)
+        return place
+
+    def keep_place(self, queue: str, place: Place) -> Place:
+        """Keep a short-lived queue for its ttl from now on."""
+        place = msgspec.structs.replace(place, until=self._now_ms() + place.ttl)
+        self._admin.kv_put(self._namespace, f"q|{escape(queue)}", msgspec.json.encode(place).decode())
+        self._places[queue] = (self._clock(), place)
+        return place
+
+    def forget_place(self, queue: str) -> None:
+        """A short-lived queue is gone."""
+        self._admin.kv_delete(self._namespace, f"q|{escape(queue)}")
+        self._places.pop(queue, None)
