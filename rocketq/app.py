@@ -18,6 +18,7 @@ from rocketq.errors import ConfigError
 from rocketq.message import Message
 from rocketq.middleware import Chain, Middleware
 from rocketq.names import check_group, check_topic
+from rocketq.remoting.credentials import Credentials
 
 __all__ = ["RocketQ", "consumer"]
 
@@ -44,8 +45,9 @@ class RocketQ:
     separated by `;` (default: the environment variable ROCKETQ_NAMESRV, then NAMESRV_ADDR, then 127.0.0.1:9876).
     `middleware` wraps every send and every consumption, the first one outermost. `producer` holds options of
     `rocketq.client.AsyncProducer` and `Producer` (`retries`, `compress_from`, …); other options are about connections,
-    of consumers as well (`tls`, `route_cache`, `route_refresh`, …). Nothing is connected before the first send.
-    Raises ConfigError for an illegal name.
+    of consumers as well (`tls`, `route_cache`, `route_refresh`, …). `access_key` and `secret_key` are the account
+    where brokers ask for one (default: ROCKETQ_ACCESS_KEY and ROCKETQ_SECRET_KEY). Nothing is connected before the
+    first send. Raises ConfigError for an illegal name and for half an account.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class RocketQ:
         *,
         middleware: Iterable[Middleware] = (),
         producer: Mapping[str, Any] | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
         **connection_options: Any,
     ) -> None:
         wrong = check_group(name)
@@ -68,6 +72,11 @@ class RocketQ:
         self._own: list[_Registration] = []
         self._consumers: dict[str, Consumer] = {}
         self._adopted = 0
+        account = Credentials.of(
+            access_key or os.environ.get("ROCKETQ_ACCESS_KEY"), secret_key or os.environ.get("ROCKETQ_SECRET_KEY")
+        )
+        if account is not None:
+            connection_options.update(access_key=account.access_key, secret_key=account.secret_key)
         self.connection_options = connection_options
         self._producer_options = {**(producer or {}), **connection_options}
         self._producer: Producer | None = None

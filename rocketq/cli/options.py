@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -28,16 +30,23 @@ class ClientOptions:
     timeout: float
     tls: TlsConfig | None
     as_json: bool
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """What every client takes: TLS and the account."""
+        return {"tls": self.tls, "access_key": self.access_key, "secret_key": self.secret_key}
 
     def admin(self) -> Admin:
-        return Admin(self.namesrv, timeout=self.timeout, tls=self.tls)
+        return Admin(self.namesrv, timeout=self.timeout, **self.connection)
 
     def producer(self, group: str) -> Producer:
-        return Producer(group, self.namesrv, timeout=self.timeout, tls=self.tls)
+        return Producer(group, self.namesrv, timeout=self.timeout, **self.connection)
 
 
 def client_options(function: _F) -> _F:
-    """`--namesrv`, TLS, `--timeout` and `--json`; the command gets them as its first argument."""
+    """`--namesrv`, TLS, the account, `--timeout` and `--json`; the command gets them as its first argument."""
 
     @functools.wraps(function)
     def command(
@@ -48,6 +57,8 @@ def client_options(function: _F) -> _F:
         tls_ca: str | None,
         tls_cert: str | None,
         tls_key: str | None,
+        access_key: str | None,
+        secret_key_file: str | None,
         as_json: bool,
         **parameters: Any,
     ) -> Any:
@@ -56,7 +67,16 @@ def client_options(function: _F) -> _F:
         config = None
         if tls or tls_ca or tls_cert:
             config = TlsConfig(ca=tls_ca, cert=tls_cert, key=tls_key, verify_server=tls_ca is not None)
-        return function(ClientOptions(namesrv, timeout, config, as_json), *arguments, **parameters)
+        # no option for the secret itself: everybody on the machine sees the arguments of commands
+        secret_key = os.environ.get("ROCKETQ_SECRET_KEY")
+        if secret_key_file:
+            secret_key = Path(secret_key_file).read_text().strip()
+        if bool(access_key) != bool(secret_key):
+            raise click.UsageError(
+                "an account is --access-key (or ROCKETQ_ACCESS_KEY) and --secret-key-file (or ROCKETQ_SECRET_KEY)"
+            )
+        options = ClientOptions(namesrv, timeout, config, as_json, access_key, secret_key)
+        return function(options, *arguments, **parameters)
 
     options = [
         click.option(
@@ -81,6 +101,18 @@ def client_options(function: _F) -> _F:
         click.option("--tls-ca", type=_FILE, help="Verify servers with these authorities (PEM); implies --tls."),
         click.option("--tls-cert", type=_FILE, help="Certificate to show to servers (PEM); implies --tls."),
         click.option("--tls-key", type=_FILE, help="Its private key (PEM), where that is a file of its own."),
+        click.option(
+            "--access-key",
+            envvar="ROCKETQ_ACCESS_KEY",
+            show_envvar=True,
+            metavar="NAME",
+            help="Account, where brokers ask for one.",
+        ),
+        click.option(
+            "--secret-key-file",
+            type=_FILE,
+            help="File with its secret key; or set the environment variable ROCKETQ_SECRET_KEY.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
     ]
     for option in reversed(options):

@@ -80,7 +80,7 @@ def send(
     if sum([delay is not None, at is not None, delay_level > 0]) > 1:
         raise click.UsageError("only one of --delay, --at and --delay-level can count")
     payload = sys.stdin.buffer.read() if body == "-" else body.encode(errors="surrogateescape")
-    app = RocketQ("rocketq-send", options.namesrv, tls=options.tls, timeout=options.timeout)
+    app = RocketQ("rocketq-send", options.namesrv, timeout=options.timeout, **options.connection)
     try:
         result = app.send(
             topic,

@@ -46,7 +46,7 @@ async def follow(
     options: ClientOptions, topic: str, tag: str, start: str | int, count: int | None, no_follow: bool
 ) -> None:
     async with PullConsumer(
-        GROUP, options.namesrv, auto_commit=False, tls=options.tls, timeout=options.timeout
+        GROUP, options.namesrv, auto_commit=False, timeout=options.timeout, **options.connection
     ) as consumer:
         queues = await wait_for_queues(consumer, topic, wait=not no_follow)
         await consumer.assign(queues, tag)

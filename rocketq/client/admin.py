@@ -30,6 +30,7 @@ from rocketq.remoting.bodies import (
 )
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.tls import TlsConfig
 
 MASTER = 0
@@ -48,18 +49,26 @@ class Broker:
 
 class Admin:
     """Asks NameServers (`host:port;host:port`) and through them the brokers. `timeout` is a request's, in s;
-    `tls` says how to connect, plain when None.
+    `tls` says how to connect, plain when None; `access_key` and `secret_key` are the account, where brokers ask.
 
     Every method raises RemotingError when a server does not answer and BrokerError when it refuses. Changes of
     topics and groups go to every master of the cluster (all clusters when none is given).
     """
 
-    def __init__(self, namesrv: str, *, timeout: float = 5.0, tls: TlsConfig | None = None) -> None:
+    def __init__(
+        self,
+        namesrv: str,
+        *,
+        timeout: float = 5.0,
+        tls: TlsConfig | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+    ) -> None:
         self._servers = parse_addresses(namesrv)
         if not self._servers:
             raise ConfigError("no NameServer address is given (host:port, several separated by ';')")
         self._timeout = timeout
-        self._client = BlockingClient(tls=tls)
+        self._client = BlockingClient(tls=tls, credentials=Credentials.of(access_key, secret_key))
 
     def close(self) -> None:
         self._client.close()

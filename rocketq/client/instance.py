@@ -32,6 +32,7 @@ from rocketq.remoting.bodies import (
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.connection import Connection
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.headers import (
     ConsumeMessageDirectlyHeader,
     GetConsumerRunningInfoHeader,
@@ -91,9 +92,10 @@ class Member(Protocol):
 class ClientInstance:
     """What producers and consumers of a process share.
 
-    `namesrv`: `host:port;host:port`. `tls`: how to connect, plain when None. `route_cache`: URL of a Redis that keeps
-    routes (see `redis_cache`). `route_refresh` and `heartbeat_interval` in seconds. `client_id`: who we are for
-    brokers; must be unique in the cluster. Raises ConfigError.
+    `namesrv`: `host:port;host:port`. `tls`: how to connect, plain when None. `access_key` and
+    `secret_key`: the account that requests are signed for, where brokers ask for one. `route_cache`: URL of a Redis
+    that keeps routes (see `redis_cache`). `route_refresh` and `heartbeat_interval` in seconds. `client_id`: who we
+    are for brokers; must be unique in the cluster. Raises ConfigError.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class ClientInstance:
         namesrv: str,
         *,
         tls: TlsConfig | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
         route_cache: str | None = None,
         route_refresh: float = 30.0,
         heartbeat_interval: float = 30.0,
@@ -119,6 +123,7 @@ class ClientInstance:
         self.started_at = time.time()
         self._servers = ServerList(namesrv, self.rng)
         self._tls = tls
+        self._credentials = Credentials.of(access_key, secret_key)
         self._cache_url = route_cache
         self._cache: AsyncRedisRoutes | None = None
         self._producers: dict[str, int] = {}
@@ -146,7 +151,10 @@ class ClientInstance:
         if self._users > 1:
             return
         self.remoting = AsyncClient(
-            on_request=self._on_request, tls=self._tls, on_connection_lost=self._connection_lost
+            on_request=self._on_request,
+            tls=self._tls,
+            credentials=self._credentials,
+            on_connection_lost=self._connection_lost,
         )
         if self._cache_url is not None:
             self._cache = AsyncRedisRoutes(self._cache_url)

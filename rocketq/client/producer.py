@@ -34,8 +34,8 @@ class AsyncProducer:
     time-out (never with a fixed queue, a selector or a key). `linger_ms` above 0 collects messages of a topic for so
     long, or until `batch_bytes` are together, and sends them as one request. `max_pending` bounds the messages without
     an answer. `compress_from`: bodies of so many bytes and more are compressed. `latency_fault`: leave slow brokers out
-    for a while. Further options (`tls`, `route_cache`, `route_refresh`, …) are those of `ClientInstance`; or give an
-    `instance` that others use too. Raises InvalidMessage for an illegal group, ConfigError for bad options.
+    for a while. Further options (`tls`, `access_key`, `route_cache`, `route_refresh`, …) are those of `ClientInstance`;
+    or give an `instance` that others use too. Raises InvalidMessage for an illegal group, ConfigError for bad options.
 
     Use it as an async context manager, or call `start` and `close`.
     """
@@ -290,12 +290,16 @@ class AsyncProducer:
         send.address = address
         delivery.started = now
         core = self.core
-        connection.submit_encoded(
-            core.code(outgoing),
-            lambda opaque: core.frame(outgoing, queue, int(time.time() * 1000), opaque),
-            delivery.deadline - now,
-            send,
-        )
+        code = core.code(outgoing)
+        session = connection.session
+
+        def encode(opaque: int) -> list[bytes | memoryview]:
+            born = int(time.time() * 1000)
+            if session.credentials is None:
+                return core.frame(outgoing, queue, born, opaque)
+            return [session.encode(code, opaque, core.fields(outgoing, queue, born), outgoing.body)]
+
+        connection.submit_encoded(code, encode, delivery.deadline - now, send)
 
     def _answered(self, send: _Send, answer: Command) -> None:
         queue = send.queue

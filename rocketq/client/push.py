@@ -54,7 +54,7 @@ class PushConsumer(GroupMember):
 
     Per queue at most `max_messages`, `max_bytes` and (not ordered) `max_span` offsets are held. `on_rebalanced(topic,
     assigned, revoked)`, `on_retried(message)`, `on_dead_lettered(message)` are called as it happens. Further options
-    (`tls`, `route_cache`, …) are those of `ClientInstance`; or give an `instance` to share connections.
+    (`tls`, `access_key`, `route_cache`, …) are those of `ClientInstance`; or give an `instance` to share connections.
 
     Raises InvalidMessage for an illegal group or topic, ConfigError for bad settings.
     """

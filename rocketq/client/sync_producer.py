@@ -26,6 +26,7 @@ from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import HeartbeatData, ProducerData
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.headers import UnregisterClientHeader
 from rocketq.remoting.tls import TlsConfig
 
@@ -48,6 +49,8 @@ class Producer:
         max_message_size: int = SendOptions.max_message_size,
         latency_fault: bool = False,
         tls: TlsConfig | None = None,
+        access_key: str | None = None,
+        secret_key: str | None = None,
         route_cache: str | None = None,
         route_refresh: float = 30.0,
         heartbeat_interval: float = 30.0,
@@ -64,7 +67,7 @@ class Producer:
             rng,
         )
         self._servers = ServerList(namesrv, rng)
-        self._remoting = BlockingClient(tls=tls)
+        self._remoting = BlockingClient(tls=tls, credentials=Credentials.of(access_key, secret_key))
         cache = RedisRoutes(route_cache) if route_cache is not None else None
         self._names = BlockingLookup(self._remoting, cache, timeout)
         self._route_refresh = route_refresh

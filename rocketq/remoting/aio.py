@@ -10,6 +10,7 @@ from rocketq.errors import ConnectFailed
 from rocketq.remoting.codes import JSON, ResponseCode
 from rocketq.remoting.command import Command, Header, encode_response
 from rocketq.remoting.connection import Connection, Counters, Handler, Reply
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.session import MAX_IN_FLIGHT, Backoff, Session, split_address
 from rocketq.remoting.tls import TlsConfig
 
@@ -48,6 +49,7 @@ class AsyncClient:
     `on_request` answers what servers ask of the client (codes 39, 40, 220, 221, 307, 309, 326); without it they are
     told that the code is not supported. `on_connection_lost` is called with the address of each connection that
     ended. All times are in seconds; `serialize_type` is the header encoding of our requests (JSON or BINARY).
+    With `credentials` every request is signed.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class AsyncClient:
         *,
         on_request: Handler | None = None,
         tls: TlsConfig | None = None,
+        credentials: Credentials | None = None,
         connect_timeout: float = 3.0,
         idle_timeout: float = 120.0,
         serialize_type: int = JSON,
@@ -64,6 +67,7 @@ class AsyncClient:
         self._on_request = on_request
         self._on_connection_lost = on_connection_lost
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
+        self._credentials = credentials
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
         self._serialize_type = serialize_type
@@ -185,7 +189,12 @@ class AsyncClient:
         host, port = split_address(address)
 
         def protocol() -> Connection:
-            session = Session(loop.time, max_in_flight=self._max_in_flight, serialize_type=self._serialize_type)
+            session = Session(
+                loop.time,
+                max_in_flight=self._max_in_flight,
+                serialize_type=self._serialize_type,
+                credentials=self._credentials,
+            )
             return Connection(peer, loop, session, self.counters, idle_timeout=self._idle_timeout, throttle=False)
 
         attempt = loop.create_connection(

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from rocketq.errors import ConnectFailed, ConnectionLost, RequestTimeout
 from rocketq.remoting.codes import JSON
 from rocketq.remoting.command import Command, Header
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.session import MAX_IN_FLIGHT, Backoff, Session, split_address
 from rocketq.remoting.tls import TlsConfig
 
@@ -37,19 +38,21 @@ class BlockingClient:
 
     Threads may share it. After a fork the child leaves the parent's connections alone and makes its own. Requests
     that servers make of clients are ignored. All times are in seconds; `serialize_type` is the header encoding of
-    our requests (JSON or BINARY).
+    our requests (JSON or BINARY). With `credentials` every request is signed.
     """
 
     def __init__(
         self,
         *,
         tls: TlsConfig | None = None,
+        credentials: Credentials | None = None,
         connect_timeout: float = 3.0,
         idle_timeout: float = 120.0,
         serialize_type: int = JSON,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
+        self._credentials = credentials
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
         self._serialize_type = serialize_type
@@ -158,7 +161,12 @@ class BlockingClient:
             backoff.failed(time.monotonic(), str(error))
             raise
         backoff.succeeded()
-        session = Session(time.monotonic, max_in_flight=self._max_in_flight, serialize_type=self._serialize_type)
+        session = Session(
+            time.monotonic,
+            max_in_flight=self._max_in_flight,
+            serialize_type=self._serialize_type,
+            credentials=self._credentials,
+        )
         return _Link(address, sock, session)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rocketq.errors import ConnectFailed, ProtocolError, TooManyInFlight
 from rocketq.remoting.codes import JSON, MAX_FRAME
 from rocketq.remoting.command import Command, FrameDecoder, Header, encode_request
+from rocketq.remoting.credentials import Credentials
 
 #: Unanswered requests of one connection, as in Apache's clients.
 MAX_IN_FLIGHT = 65_535
@@ -38,6 +39,7 @@ class Session:
         "_clock",
         "_max_in_flight",
         "_opaque",
+        "credentials",
         "decoder",
         "next_deadline",
         "pending",
@@ -52,12 +54,15 @@ class Session:
         max_in_flight: int = MAX_IN_FLIGHT,
         max_frame: int = MAX_FRAME,
         serialize_type: int = JSON,
+        credentials: Credentials | None = None,
     ) -> None:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._opaque = 0
         self.decoder = FrameDecoder(max_frame)
         self.serialize_type = serialize_type
+        #: what requests are signed with
+        self.credentials = credentials
         self.pending: dict[int, Pending] = {}
         #: No deadline is earlier than this one; it may be that of a request which was answered since.
         self.next_deadline = math.inf
@@ -83,7 +88,7 @@ class Session:
         """
         opaque = self.register(code, timeout, context)
         try:
-            return opaque, encode_request(code, opaque, header, body, serialize_type=self.serialize_type)
+            return opaque, self.encode(code, opaque, header, body)
         except BaseException:
             self.forget(opaque)
             raise
@@ -102,9 +107,20 @@ class Session:
 
     def oneway(self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"") -> bytes:
         """The frame of a request that gets no answer."""
-        return encode_request(
-            code, self._next_opaque(), header, body, oneway=True, serialize_type=self.serialize_type
-        )
+        return self.encode(code, self._next_opaque(), header, body, oneway=True)
+
+    def encode(
+        self,
+        code: int,
+        opaque: int,
+        header: Header | dict[str, str] | None = None,
+        body: bytes = b"",
+        oneway: bool = False,
+    ) -> bytes:
+        """The frame of a request, signed where there are credentials."""
+        if self.credentials is not None:
+            header = self.credentials.signed(header, body)
+        return encode_request(code, opaque, header, body, oneway=oneway, serialize_type=self.serialize_type)
 
     def _next_opaque(self) -> int:
         opaque = self._opaque

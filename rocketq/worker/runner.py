@@ -129,7 +129,9 @@ class Worker:
 
 def create_topic(app: RocketQ, topic: str) -> None:
     """Create a topic on every broker, unless it is there. Raises RemotingError, BrokerError, RouteNotFound."""
-    with Admin(app.namesrv, tls=app.connection_options.get("tls")) as admin:
+    known = ("tls", "access_key", "secret_key")
+    admin_options = {name: app.connection_options[name] for name in known if name in app.connection_options}
+    with Admin(app.namesrv, **admin_options) as admin:
         try:
             admin.route(topic)
         except RouteNotFound:
