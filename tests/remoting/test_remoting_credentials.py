@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rocketq import ConfigError, RocketQ
+from rocketq import RocketQ
+from rocketq.errors import ConfigError
 from rocketq.remoting.codes import BINARY, JSON
 from rocketq.remoting.command import FrameDecoder, encode_request
 from rocketq.remoting.credentials import Credentials, signature
