@@ -278,6 +278,15 @@ class BrokerConfig(Config):
     tls_client_trust_cert_path: str | None = _option(
         None, "PEM file of the authorities that signed them.", key="tls.client.trustCertPath"
     )
+    # who may come in
+    acl_enable: bool = _option(
+        False, "Serve signed requests only, within the permissions of the accounts in `aclFile`; see security.md."
+    )
+    acl_file: str | None = _option(
+        None,
+        "File of accounts, in the form of Apache's `plain_acl.yml`; read again when it changes.",
+        shown="`config/plain_acl.yml` in `storePathRootDir`",
+    )
     # topics, groups, clients
     auto_create_topic_enable: bool = _option(True, "Create a topic when something is first sent to it.")
     auto_create_subscription_group: bool = _option(True, "Create a consumer group when its first member arrives.")

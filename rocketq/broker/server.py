@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from rocketq.broker.access import Access
 from rocketq.broker.admin import Admin
 from rocketq.broker.batch import Batch
 from rocketq.broker.cleaning import Cleaning
@@ -28,6 +29,7 @@ from rocketq.broker.progress import Progress
 from rocketq.broker.pull import Pull
 from rocketq.broker.query import Query
 from rocketq.broker.recall import Recall
+from rocketq.broker.refusal import Refused
 from rocketq.broker.registration import Registration
 from rocketq.broker.reset import Reset
 from rocketq.broker.retry import Retry
@@ -91,6 +93,9 @@ class Broker:
         files = files or OsFiles()
         root = Path(config.store_path_root_dir) / "config"
         booted = clock_ms()
+        self.access: Access | None = None
+        if config.acl_enable:
+            self.access = Access(Path(config.acl_file) if config.acl_file else root / "plain_acl.yml")
         self.statistics = Statistics(time.monotonic())
         self.saver = Saver(files)
         self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms)
@@ -206,9 +211,11 @@ class Broker:
         """Open the store, recover, listen, register with the NameServers.
 
         Raises StoreLocked when another process has the directory, StoreError when it cannot be used, OSError when
-        the port is taken.
+        the port is taken, ConfigError for accounts that cannot be read.
         """
         config = self.config
+        if self.access is not None:
+            self.access.load()
         recovery = self.store.open()
         try:
             self.topics.load()
@@ -291,6 +298,11 @@ class Broker:
     # what the remoting server calls
 
     def handle(self, connection: Connection, request: Command) -> Reply | Awaitable[Reply]:
+        if self.access is not None:
+            try:
+                self.access.check(request, connection.peer)
+            except Refused as refused:
+                return encode_response(request, refused.code, refused.remark)
         code = request.code
         handler = self.handlers.get(code)
         if handler is None:
@@ -343,6 +355,8 @@ class Broker:
                 await asyncio.wait_for(self._stopping.wait(), TICK)
             now = time.monotonic()
             try:
+                if self.access is not None:
+                    self.access.refresh()
                 self.store.maintain()
                 self.batch.relax()
                 self.statistics.sample(now)

@@ -71,15 +71,15 @@ def new_message(topic: str, fields: Object) -> Message:
 
 
 class Peer:
-    def __init__(self, tls: TlsConfig | None) -> None:
-        self.tls = tls
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
         self.producers: dict[str, AsyncProducer] = {}
         self.blocking: dict[str, Producer] = {}
         self.consumers: dict[str, PushConsumer] = {}
 
     async def producer(self, namesrv: str) -> AsyncProducer:
         if namesrv not in self.producers:
-            self.producers[namesrv] = AsyncProducer("peer_producers", namesrv, tls=self.tls)
+            self.producers[namesrv] = AsyncProducer("peer_producers", namesrv, **self.options)
             await self.producers[namesrv].start()
         return self.producers[namesrv]
 
@@ -110,7 +110,7 @@ class Peer:
 
     def send_blocking(self, namesrv: str, messages: list[Message], fields: list[Object]) -> list[Object]:
         if namesrv not in self.blocking:
-            self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv, tls=self.tls)
+            self.blocking[namesrv] = Producer("peer_producers_blocking", namesrv, **self.options)
         results = []
         for message, own in zip(messages, fields, strict=True):
             queue = MessageQueue(message.topic, own["broker"], own["queue"]) if "queue" in own else None
@@ -132,7 +132,7 @@ class Peer:
             c["group"],
             c["namesrv"],
             handle,
-            tls=self.tls,
+            **self.options,
             client_id=f"{name}@{c['namesrv']}",
             max_reconsume_times=c.get("max_reconsume"),
             persist_interval=1,
@@ -153,7 +153,7 @@ class Peer:
         return True
 
     def pull_consumer(self, c: Object) -> PullConsumer:
-        options: Object = {"tls": self.tls, "route_refresh": 1, "rebalance_interval": 1}
+        options: Object = {**self.options, "route_refresh": 1, "rebalance_interval": 1}
         return PullConsumer(c["group"], c["namesrv"], from_where="FIRST", auto_commit=False, **options)
 
     async def poll(self, c: Object) -> Object:
@@ -201,7 +201,8 @@ def report_tasks() -> None:
 
 
 async def main(variant: str) -> None:
-    peer = Peer(TlsConfig() if variant == "tls" else None)
+    account = {"access_key": "shop-service", "secret_key": "secret of the shop"}
+    peer = Peer({"tls": TlsConfig()} if variant == "tls" else account if variant == "acl" else {})
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, report_tasks)
     say({"event": "ready"})
     while line := await asyncio.to_thread(sys.stdin.readline):
