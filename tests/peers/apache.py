@@ -109,17 +109,25 @@ def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
 class Apache:
     """One NameServer and one Broker of Apache RocketMQ on loopback, all they write under `directory`.
 
-    With `namesrv` there is only the broker, which registers there.
+    With `namesrv` there is only the broker, which registers there. `config`: further properties of the broker.
     """
 
     kind = "apache"
 
-    def __init__(self, directory: Path, *, store: Path | None = None, namesrv: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        store: Path | None = None,
+        namesrv: str = "",
+        config: dict[str, object] | None = None,
+    ) -> None:
         self.directory = directory
         self.store = store or directory / "store"
         self.namesrv = namesrv
         self.broker = ""
         self._own_namesrv = not namesrv
+        self._config = config or {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> Apache:
@@ -153,6 +161,7 @@ class Apache:
                 "recallMessageEnable": "true",
                 "transactionCheckInterval": 2000,
                 "transactionTimeOut": 2000,
+                **self._config,
             },
         )
         self._wait_for("Broker", "boot success")

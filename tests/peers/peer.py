@@ -165,8 +165,15 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-#: What a client may be asked to do differently: the binary header encoding, TLS (without verifying).
-VARIANTS = {"": {}, "binary": {"rocketmq.serialize.type": "ROCKETMQ"}, "tls": {"tls.enable": "true"}}
+#: The account of the variant `acl`.
+ACCESS_KEY, SECRET_KEY = "shop-service", "secret of the shop"
+#: What a client may be asked to do differently: the binary header encoding, TLS (without verifying), an account.
+VARIANTS = {
+    "": {},
+    "binary": {"rocketmq.serialize.type": "ROCKETMQ"},
+    "tls": {"tls.enable": "true"},
+    "acl": {"peer.accessKey": ACCESS_KEY, "peer.secretKey": SECRET_KEY},
+}
 
 
 def java_peer(version: str, directory: Path, *, kind: str = "client", variant: str = "") -> Peer:
@@ -190,12 +197,15 @@ def java_peer(version: str, directory: Path, *, kind: str = "client", variant: s
         "rocketmq.client.rebalance.lockInterval": 1000,
         **VARIANTS[variant],
     }
+    path = f"{classes}:{libraries}/*"
+    if variant == "acl" and version.startswith("4."):
+        path += f":{jars('acl', version)}/*"
     options = ["-Xms32m", "-Xmx256m", *JVM, *(f"-D{key}={value}" for key, value in settings.items())]
-    command = [tool("java"), *options, "-cp", f"{classes}:{libraries}/*", "Peer"]
+    command = [tool("java"), *options, "-cp", path, "Peer"]
     return Peer("-".join(filter(None, ("java", kind, version, variant))), command, directory)
 
 
-def go_peer(directory: Path) -> Peer:
+def go_peer(directory: Path, *, variant: str = "") -> Peer:
     source = HERE / "go"
     text = "".join((source / name).read_text() for name in ("main.go", "go.mod", "go.sum"))
     binary = cache_directory() / f"go-peer-{zlib.crc32(text.encode()):08x}"
@@ -203,7 +213,10 @@ def go_peer(directory: Path) -> Peer:
         partial = binary.with_name(f"{binary.name}.{os.getpid()}.partial")
         run([tool("go"), "build", "-o", str(partial), "."], cwd=source)
         partial.rename(binary)
-    return Peer("go", [str(binary)], directory, {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"})
+    environment = {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"}
+    if variant == "acl":
+        environment |= {"PEER_ACCESS_KEY": ACCESS_KEY, "PEER_SECRET_KEY": SECRET_KEY}
+    return Peer("-".join(filter(None, ("go", variant))), [str(binary)], directory, environment)
 
 
 def rocketq_peer(directory: Path, *, variant: str = "") -> Peer:
@@ -213,12 +226,12 @@ def rocketq_peer(directory: Path, *, variant: str = "") -> Peer:
 
 
 def start_client(name: str, directory: Path) -> Peer:
-    """`name`: one of CLIENTS, perhaps with `-tls` or `-binary`, or mqadmin."""
+    """`name`: one of CLIENTS, perhaps with `-tls`, `-acl` or `-binary`, or mqadmin."""
     if name == "mqadmin":
         return java_peer(SERVER_VERSION, directory, kind="server")
     make, *rest = name.split("-")
     if make == "java":
         return java_peer(rest[0], directory, variant="".join(rest[1:]))
     if make == "go":
-        return go_peer(directory)
+        return go_peer(directory, variant="".join(rest))
     return rocketq_peer(directory, variant="".join(rest))

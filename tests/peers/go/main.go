@@ -107,6 +107,12 @@ func run(c command) (any, error) {
 	return nil, fmt.Errorf("unknown verb %s", c.Do)
 }
 
+// credentials are the account to sign requests for, if our environment names one.
+func credentials() (primitive.Credentials, bool) {
+	accessKey, ok := os.LookupEnv("PEER_ACCESS_KEY")
+	return primitive.Credentials{AccessKey: accessKey, SecretKey: os.Getenv("PEER_SECRET_KEY")}, ok
+}
+
 // producerFor gives one producer for each server and way of choosing queues (the library fixes it at start).
 func producerFor(c command) (rocketmq.Producer, error) {
 	key := c.Namesrv
@@ -118,14 +124,18 @@ func producerFor(c command) (rocketmq.Producer, error) {
 	if known, ok := producers[key]; ok {
 		return known, nil
 	}
-	one, err := rocketmq.NewProducer(
+	options := []producer.Option{
 		producer.WithNsResolver(primitive.NewPassthroughResolver([]string{c.Namesrv})),
 		producer.WithGroupName("peer_producers_go"+c.How),
 		producer.WithInstanceName("producer@"+key),
 		producer.WithSendMsgTimeout(10*time.Second),
 		producer.WithRetry(2),
 		producer.WithQueueSelector(selector),
-	)
+	}
+	if account, ok := credentials(); ok {
+		options = append(options, producer.WithCredentials(account))
+	}
+	one, err := rocketmq.NewProducer(options...)
 	if err != nil {
 		return nil, err
 	}
@@ -244,6 +254,9 @@ func consumerOptions(c command) []consumer.Option {
 		consumer.WithConsumeFromWhere(from),
 		consumer.WithConsumerOrder(c.Orderly),
 		consumer.WithSuspendCurrentQueueTimeMillis(100 * time.Millisecond),
+	}
+	if account, ok := credentials(); ok {
+		options = append(options, consumer.WithCredentials(account))
 	}
 	if c.MaxReconsume != nil {
 		options = append(options, consumer.WithMaxReconsumeTimes(*c.MaxReconsume))

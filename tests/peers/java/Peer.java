@@ -27,6 +27,7 @@ import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.client.consumer.rebalance.AllocateMessageQueueAveragely;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.MessageQueueSelector;
 import org.apache.rocketmq.client.producer.SendCallback;
@@ -35,6 +36,7 @@ import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
+import org.apache.rocketmq.remoting.RPCHook;
 
 /**
  * The Java client on a string: one JSON object a line comes in ("do" names the verb), one JSON object a line goes out
@@ -114,11 +116,24 @@ public class Peer {
         return client;
     }
 
+    /** Signs requests for the account in our properties; its classes are in a jar of its own before 5.x. */
+    static RPCHook hook() throws Exception {
+        String accessKey = System.getProperty("peer.accessKey");
+        if (accessKey == null) {
+            return null;
+        }
+        Class<?> credentials = Class.forName("org.apache.rocketmq.acl.common.SessionCredentials");
+        Object account = credentials.getConstructor(String.class, String.class)
+            .newInstance(accessKey, System.getProperty("peer.secretKey"));
+        return (RPCHook) Class.forName("org.apache.rocketmq.acl.common.AclClientRPCHook")
+            .getConstructor(credentials).newInstance(account);
+    }
+
     static DefaultMQProducer producer(JSONObject c) throws Exception {
         String namesrv = c.getString("namesrv");
         DefaultMQProducer known = PRODUCERS.get(namesrv);
         if (known == null) {
-            known = configured(new DefaultMQProducer("peer_producers"), c, "producer");
+            known = configured(new DefaultMQProducer("peer_producers", hook()), c, "producer");
             known.setSendMsgTimeout(10000);
             known.start();
             PRODUCERS.put(namesrv, known);
@@ -252,7 +267,7 @@ public class Peer {
     static Object consume(final JSONObject c) throws Exception {
         final String name = c.getString("name");
         final int failures = c.getIntValue("fail");
-        DefaultMQPushConsumer consumer = configured(new DefaultMQPushConsumer(c.getString("group")), c, name);
+        DefaultMQPushConsumer consumer = configured(new DefaultMQPushConsumer(c.getString("group"), hook(), new AllocateMessageQueueAveragely()), c, name);
         setModel(consumer, c.getBooleanValue("broadcast") ? "BROADCASTING" : "CLUSTERING");
         consumer.setConsumeFromWhere(c.getBooleanValue("last") ? ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET
             : ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
@@ -321,7 +336,7 @@ public class Peer {
     /** Assigns one queue, seeks when an offset is given, polls until `count` messages are there, and commits. */
     static Object lite(JSONObject c) throws Exception {
         MessageQueue queue = queue(c);
-        DefaultLitePullConsumer consumer = configured(new DefaultLitePullConsumer(c.getString("group")), c, c.getString("group"));
+        DefaultLitePullConsumer consumer = configured(new DefaultLitePullConsumer(c.getString("group"), hook()), c, c.getString("group"));
         consumer.setAutoCommit(false);
         consumer.setPullBatchSize(32);
         consumer.start();
@@ -348,7 +363,7 @@ public class Peer {
 
     /** Subscribes with a pull consumer, takes `count` messages, commits, and leaves the group. */
     static Object poll(JSONObject c) throws Exception {
-        DefaultLitePullConsumer consumer = configured(new DefaultLitePullConsumer(c.getString("group")), c, c.getString("group"));
+        DefaultLitePullConsumer consumer = configured(new DefaultLitePullConsumer(c.getString("group"), hook()), c, c.getString("group"));
         consumer.setAutoCommit(false);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.subscribe(c.getString("topic"), c.containsKey("expression") ? c.getString("expression") : "*");
