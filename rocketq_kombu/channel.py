@@ -10,118 +10,52 @@ its key the task's id.
 
 from __future__ import annotations
 
-import base64
 import itertools
 import logging
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import datetime, timezone
 from queue import Empty
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-from amqp.protocol import queue_declare_ok_t
-from kombu.exceptions import ChannelError
-from kombu.transport import virtual
-from kombu.transport.base import Message as BaseMessage
-from kombu.transport.base import to_rabbitmq_queue_arguments
-from kombu.utils.json import dumps as kombu_dumps
-from kombu.utils.uuid import uuid
-
-from rocketq import properties as names
-from rocketq.message import Message, MessageQueue, ReceivedMessage
+from rocketq.errors import RocketQError
+from rocketq.message import Message, ReceivedMessage
 from rocketq.names import DLQ_PREFIX
+from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Keeper, Lease, Leases
-from rocketq_kombu.names import escape, prefix_of, topic_of
-from rocketq_kombu.registry import Binding, Place
-from rocketq_kombu.sources import MOST, CursorSource, Source, WorkSource
+from rocketq_kombu.names import KEYED, escape, topic_of
+from rocketq_kombu.publishing import Publishing
+from rocketq_kombu.sources import MOST, Arrival, CursorSource, Source, WorkSource
 
 if TYPE_CHECKING:
     from rocketq_kombu.transport import Transport
 
 log = logging.getLogger("rocketq.kombu")
 
-#: Under this name, behind the virtual host, is the topic that short-lived queues share.
-SHARED = "|short-lived"
-#: Queues on each broker of a topic with priorities, one for each of 0 to 9.
-PRIORITIES = 10
-#: ms that a short-lived queue without `expires` outlives its consumer.
-_DEFAULT_TTL = 3_600_000
-#: Seconds that a pop may take when nothing is waited for.
-_AT_ONCE = 5.0
-
-_encode = msgspec.json.encode
-_decode = msgspec.json.decode
+#: ms by which a task may come before it is due and still be handed out.
+_EARLY = 1000
 
 
-class QueueMessage(BaseMessage):
-    """A message as Kombu hands it out. `lease`: None in short-lived queues."""
-
-    def __init__(self, payload: dict[str, Any], channel: Any = None, lease: Lease | None = None) -> None:
-        properties = payload["properties"]
-        body = payload.get("body")
-        if properties.get("body_encoding") == "base64":
-            body = base64.b64decode(body or b"")
-        self.lease = lease
-        self.payload_of_queue = payload
-        super().__init__(
-            body=body,
-            channel=channel,
-            delivery_tag=properties["delivery_tag"],
-            content_type=payload.get("content-type"),
-            content_encoding=payload.get("content-encoding"),
-            headers=payload.get("headers"),
-            properties=properties,
-            delivery_info=properties.get("delivery_info"),
-            postencode="utf-8",
-        )
-
-
-class Arrived(NamedTuple):
-    """A message that came and waits to be delivered."""
-
-    queue: str
-    payload: dict[str, Any]
-    lease: Lease | None
-    offset: int
-
-
-class Channel(virtual.Channel):
+class Channel(Publishing):
     """See the module's text. `connection` is the transport."""
 
     Message = QueueMessage
     supports_fanout = True
-    connection: Transport
     closed: bool
     _qos: Leases | None
-    exchange_types: dict[str, Any]
 
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self.lane = object()  # names the connections that this channel's consuming uses
-        self.keeper = Keeper(connection.engine, connection.options.lease, connection.address_of)
+        self.keeper = Keeper(connection.engine, connection.options.lease, connection.cluster.address_of)
         self._sources: dict[str, list[Source]] = {}
         #: queue -> consumer tag -> (no_ack, callback)
         self._callbacks: dict[str, dict[str, tuple[bool, Callable[[QueueMessage], Any]]]] = {}
         self._turns: dict[str, int] = {}
         #: what came and was not delivered yet
         self._ready: deque[Arrived] = deque()
-        self._declared: dict[str, Place] = {}  # short-lived queues of this channel
-        self._auto_delete: set[str] = set()  # those that go with their last consumer
-        self._cursors: dict[str, int] = {}  # how far we are in short-lived queues
-        self._prioritized: set[str] = set()  # short-lived queues with priorities
-        self._bound: dict[str, set[tuple[str, str]]] = {}  # and their bindings: exchange, routing key
-        self._limits: dict[str, int] = {}  # x-max-length of queues
         self._numbers = itertools.count(1)
         self._filling = False
-        self._fill_later: Any = None
-
-    @property
-    def _host(self) -> str:
-        return self.connection.virtual_host
 
     @property
     def qos(self) -> Leases:
@@ -132,310 +66,6 @@ class Channel(virtual.Channel):
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         self.qos.prefetch_count = prefetch_count
         self.connection.notify(self)
-
-    # exchanges
-
-    def exchange_declare(
-        self,
-        exchange: str | None = None,
-        type: str = "direct",
-        durable: bool = False,
-        auto_delete: bool = False,
-        arguments: dict[str, Any] | None = None,
-        nowait: bool = False,
-        passive: bool = False,
-    ) -> None:
-        type = type or "direct"
-        exchange = exchange or f"amq.{type}"
-        registry = self.connection.registry
-        before = registry.exchange(exchange)
-        if passive:
-            if before is None and not exchange.startswith("amq."):
-                raise ChannelError(
-                    f"NOT_FOUND - no exchange {exchange!r} in vhost {self._host!r}",
-                    (50, 10),
-                    "Channel.exchange_declare",
-                    "404",
-                )
-            return
-        settings = {
-            "type": type,
-            "durable": durable,
-            "auto_delete": auto_delete,
-            "arguments": arguments or {},
-        }
-        if before is not None and not self.exchange_types[before["type"]].equivalent(
-            before, exchange, type, durable, auto_delete, arguments
-        ):
-            raise virtual.base.NotEquivalentError(
-                f"Cannot redeclare exchange {exchange!r} in vhost {self._host!r} with different type, durable, "
-                "autodelete or arguments value."
-            )
-        registry.declare_exchange(exchange, settings)
-
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        registry = self.connection.registry
-        if if_unused and registry.bindings(exchange, fresh=True):
-            return
-        registry.delete_exchange(exchange)
-
-    def typeof(self, exchange: str, default: str = "direct") -> Any:
-        found = self.connection.registry.exchange(exchange)
-        if found is None and exchange.startswith("amq."):
-            default = exchange[4:]
-        return self.exchange_types[found["type"] if found else default]
-
-    def get_exchanges(self) -> list[str]:
-        return self.connection.registry.exchanges()
-
-    def get_table(self, exchange: str) -> list[Binding]:
-        return self.connection.registry.bindings(exchange)
-
-    def list_bindings(self) -> Any:
-        return (
-            (queue, exchange, routing_key)
-            for exchange in self.get_exchanges()
-            for routing_key, _, queue in self.get_table(exchange)
-        )
-
-    def queue_bind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        exchange = exchange or "amq.direct"
-        _, pattern, _ = self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments)
-        place = self._declared.get(queue) or self.connection.registry.place(queue)
-        self.connection.registry.bind(exchange, queue, routing_key, pattern, place.until if place else None)
-        if place is not None:
-            self._bound.setdefault(queue, set()).add((exchange, routing_key))
-
-    def queue_unbind(
-        self,
-        queue: str,
-        exchange: str | None = None,
-        routing_key: str = "",
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        exchange = exchange or "amq.direct"
-        self.connection.registry.unbind(exchange, queue, routing_key)
-        self._bound.get(queue, set()).discard((exchange, routing_key))
-
-    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
-        """Queues that a message goes to; asks anew for a fanout's, and when a direct exchange has none."""
-        default = default or self.deadletter_queue
-        if not exchange:
-            return [routing_key or default or ""]
-        kind = self.typeof(exchange)
-        registry = self.connection.registry
-        fanout = kind.type == "fanout"
-        found = self._match(kind, registry.bindings(exchange, fresh=fanout), exchange, routing_key)
-        if not found and kind.type == "direct":
-            found = self._match(kind, registry.bindings(exchange, fresh=True), exchange, routing_key)
-        if not found and default is not None:
-            text = f"no queues are bound to exchange {exchange!r} with binding key {routing_key!r}"
-            warnings.warn(virtual.base.UndeliverableWarning(text), stacklevel=2)
-            self._new_queue(default)
-            found = [default]
-        return found
-
-    @staticmethod
-    def _match(kind: Any, table: list[Binding], exchange: str, routing_key: str) -> list[str]:
-        if kind.type == "fanout":
-            return sorted({queue for _, _, queue in table})
-        return sorted(kind.lookup(table, exchange, routing_key, None))
-
-    # queues
-
-    def prepare_queue_arguments(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
-        return to_rabbitmq_queue_arguments(arguments, **kwargs)
-
-    def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
-        queue = queue or f"amq.gen-{uuid()}"
-        if passive:
-            if not self._has_queue(queue):
-                raise ChannelError(
-                    f"NOT_FOUND - no queue {queue!r} in vhost {self._host!r}",
-                    (50, 10),
-                    "Channel.queue_declare",
-                    "404",
-                )
-        else:
-            self._new_queue(queue, **kwargs)
-        return queue_declare_ok_t(queue, self._size(queue), 0)
-
-    def _new_queue(
-        self,
-        queue: str,
-        auto_delete: bool = False,
-        exclusive: bool = False,
-        arguments: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        arguments = arguments or {}
-        if arguments.get("x-max-length") is not None:
-            self._limits[queue] = int(arguments["x-max-length"])
-        expires = arguments.get("x-expires")
-        if exclusive or (auto_delete and expires):
-            if auto_delete:
-                self._auto_delete.add(queue)
-            if arguments.get("x-max-priority"):
-                self._prioritized.add(queue)
-            self._new_place(queue, int(expires or _DEFAULT_TTL))
-        else:
-            self.connection.create_topic(
-                topic_of(self._host, queue),
-                PRIORITIES if arguments.get("x-max-priority") else 1,
-                bool(arguments.get("x-max-priority")),
-            )
-
-    def _new_place(self, queue: str, ttl: int) -> None:
-        """Declare a short-lived queue; it begins with what is sent from now on."""
-        registry = self.connection.registry
-        known = self._declared.get(queue) or registry.place(queue, fresh=True)
-        if known is None:
-            topic = self._shared
-            self.connection.create_topic(topic, 4, False)
-            queues = self.connection.producer.queues(topic)
-            chosen = queues[hash(queue) % len(queues)]
-            offset = self.connection.max_offset(chosen)
-            known = Place(chosen.broker_name, chosen.queue_id, offset, ttl, 0)
-        self._declared[queue] = registry.keep_place(queue, known)
-        self.connection.keep_alive(self)
-
-    def keep_places(self) -> None:
-        """Tell that this channel's short-lived queues, and their bindings, are still needed."""
-        registry = self.connection.registry
-        now = time.time() * 1000
-        for queue, place in list(self._declared.items()):
-            if place.until - now < place.ttl * 2 / 3:
-                self._declared[queue] = place = registry.keep_place(queue, place)
-                for exchange, routing_key in self._bound.get(queue, ()):
-                    _, pattern, _ = self.typeof(exchange).prepare_bind(queue, exchange, routing_key, None)
-                    registry.bind(exchange, queue, routing_key, pattern, place.until)
-
-    @property
-    def _shared(self) -> str:
-        return f"{prefix_of(self._host)}{SHARED}"
-
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return self.connection.registry.place(queue) is not None or self.connection.has_topic(
-            topic_of(self._host, queue)
-        )
-
-    def _size(self, queue: str) -> int:
-        """Messages that wait: neither delivered and unsettled nor delayed."""
-        if self.connection.registry.place(queue) is not None:
-            return 0
-        size = self.connection.backlog(topic_of(self._host, queue))
-        return min(size, self._limits.get(queue, size))
-
-    def _purge(self, queue: str) -> int:
-        size = self._size(queue)
-        if self.connection.registry.place(queue) is None:
-            self.connection.skip_backlog(topic_of(self._host, queue))
-        return size
-
-    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
-        if if_empty and self._size(queue):
-            return
-        registry = self.connection.registry
-        if queue in self._declared or registry.place(queue) is not None:
-            self._declared.pop(queue, None)
-            self._cursors.pop(queue, None)
-            self._auto_delete.discard(queue)
-            self._prioritized.discard(queue)
-            for exchange, routing_key in self._bound.pop(queue, set()):
-                registry.unbind(exchange, queue, routing_key)
-            registry.forget_place(queue)
-            return
-        for exchange in registry.exchanges():
-            for routing_key, _, bound in registry.bindings(exchange, fresh=True):
-                if bound == queue:
-                    registry.unbind(exchange, queue, routing_key)
-        self.connection.delete_topic(topic_of(self._host, queue))
-        self._limits.pop(queue, None)
-
-    # publishing
-
-    def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any) -> None:
-        properties = message["properties"]
-        body = message["body"]
-        if isinstance(body, bytes) and message.get("content-encoding") == "utf-8":
-            with suppress(UnicodeDecodeError):
-                body = body.decode()
-        if isinstance(body, bytes):
-            body = base64.b64encode(body).decode()
-            properties["body_encoding"] = "base64"
-        properties["delivery_info"].update(exchange=exchange, routing_key=routing_key)
-        message["body"] = body
-        for queue in self._lookup(exchange, routing_key):
-            self._put(queue, message)
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        place = self.connection.registry.place(queue)
-        body = _dump(message)
-        if place is not None:
-            to = MessageQueue(self._shared, place.broker, place.queue_id)
-            self.connection.producer.send(Message(to.topic, body, tag=escape(queue)), queue=to)
-            return
-        topic = topic_of(self._host, queue)
-        if not self.connection.has_topic(topic):
-            log.warning("a message for queue %s is dropped, there is no such queue: declare it", queue)
-            return
-        headers, properties = message.get("headers") or {}, message["properties"]
-        sent = Message(topic, body, tag=_tag(headers), keys=_keys(headers, properties))
-        own = sent.properties
-        if self.connection.has_priorities(topic):
-            own[names.PRIORITY] = str(self._get_message_priority(message))
-        eta = self._held_until(headers) if self.connection.options.hold_eta else None
-        if eta is not None:
-            own[names.TIMER_DELIVER_MS] = str(eta)
-        self.connection.publish(sent)
-
-    @staticmethod
-    def _held_until(headers: dict[str, Any]) -> int | None:
-        """When a task is due (ms since 1970); None when that is not later than now, or not said."""
-        eta = headers.get("eta")
-        if not eta:
-            return None
-        try:
-            when = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
-            if when.tzinfo is None:
-                when = when.replace(tzinfo=timezone.utc)
-            due = int(when.timestamp() * 1000)
-        except (ValueError, TypeError, AttributeError):
-            return None  # not Celery's: the consumer will see what it means
-        return due if due > time.time() * 1000 else None
-
-    def requeue(self, message: QueueMessage) -> None:
-        """Put a message at the end of its queue again."""
-        payload = dict(message.payload_of_queue)
-        properties = payload["properties"] = dict(payload["properties"])
-        queue = properties.pop("queue")
-        properties["redelivered"] = True
-        properties.pop("delivery_tag", None)
-        self._put(queue, payload)
-
-    def dead_letter(self, message: QueueMessage) -> None:
-        """Put a rejected message into the dead letters of its queue; those of short-lived queues are dropped."""
-        queue = message.properties["queue"]
-        if message.lease is None:
-            return
-        topic = topic_of(self._host, queue)
-        dead = Message(
-            f"{DLQ_PREFIX}{topic}",
-            _dump(message.payload_of_queue),
-            tag=_tag(message.headers),
-            keys=_keys(message.headers, message.properties),
-        )
-        dead.properties[names.RETRY_TOPIC] = topic
-        self.connection.create_topic(dead.topic, 1, False)
-        self.connection.publish(dead)
 
     # consuming
 
@@ -455,9 +85,28 @@ class Channel(virtual.Channel):
         if place is not None:
             offset = self._cursors.get(queue, place.offset)
             return [CursorSource(self, queue, place.broker, self._shared, place.queue_id, offset, escape(queue))]
-        topic = topic_of(self._host, queue)
-        brokers = sorted({one.broker_name for one in self.connection.producer.queues(topic)})
-        return [WorkSource(self, queue, broker, topic, topic, False) for broker in brokers]
+        return list(self._work_sources(queue))
+
+    def _work_sources(self, queue: str) -> list[Source]:
+        """One for each broker of a work queue's topic, and of its companion where there is one."""
+        group = topic_of(self._host, queue)
+        found: list[Source] = []
+        for topic in (group, group + KEYED):
+            if topic == group or self.cluster.has_topic(topic):
+                brokers = {one.broker_name for one in self.cluster.producer.queues(topic)}
+                ordered = topic != group
+                found += [WorkSource(self, queue, name, topic, group, ordered) for name in sorted(brokers)]
+        return found
+
+    def look_for_sources(self) -> None:
+        """A broker may have been added to a topic, and a queue may have got its companion."""
+        for queue, sources in list(self._sources.items()):
+            if any(isinstance(one, WorkSource) for one in sources):
+                known = {(one.broker, one.topic) for one in sources}
+                new = [one for one in self._work_sources(queue) if (one.broker, one.topic) not in known]
+                if new:
+                    sources += new
+                    self.connection.notify(self)
 
     def basic_cancel(self, consumer_tag: str) -> None:
         queue = self._tag_to_queue.pop(consumer_tag, None)
@@ -523,30 +172,36 @@ class Channel(virtual.Channel):
             return 0
         return max(1, min(MOST, free // sources))
 
+    def renew(self) -> None:
+        """Renew the leases of what was handed out, and of what waits for room."""
+        self.qos.renew([one.lease for one in list(self._ready) if one.lease is not None])
+
     def settled(self) -> None:
         """A message was settled: there is room again."""
         self.connection.notify(self)
 
-    def arrived(self, queue: str, found: list[tuple[ReceivedMessage, Any, int]]) -> None:
-        """Messages came. Those that expired, or that `x-max-length` leaves no room for, are settled at once."""
-        limit = self._limits.get(queue)
+    def arrived(self, queue: str, found: list[Arrival]) -> None:
+        """Messages came. Those that nobody is to get are settled at once."""
         before = len(self._ready)
         for message, lease, behind in found:
             try:
-                payload = _decode(message.body)
+                payload = decode(message.body)
                 properties = payload["properties"]
-            except (ValueError, KeyError, TypeError) as error:
+                info = properties.setdefault("delivery_info", {})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 log.error("offset %d of %s is no message of Kombu's (%s)", message.queue_offset, queue, error)
                 self._settle_unread(message, lease)
                 continue
-            if (limit is not None and behind >= limit) or _expired(properties, message):
+            if self._is_over(queue, properties, message, behind):
                 if lease is not None:
                     self.keeper.ack(lease)
                 continue
+            if lease is not None and self._is_early(payload):
+                self._hold_again(queue, payload, lease)
+                continue
             properties["queue"] = queue
             properties["delivery_tag"] = str(next(self._numbers))
-            redelivered = bool(message.reconsume_times or properties.get("redelivered"))
-            properties.setdefault("delivery_info", {})["redelivered"] = redelivered
+            info["redelivered"] = bool(message.reconsume_times or properties.get("redelivered"))
             self._ready.append(Arrived(queue, payload, lease, message.queue_offset))
         if queue in self._prioritized:
             added = [self._ready.pop() for _ in range(len(self._ready) - before)]
@@ -554,6 +209,24 @@ class Channel(virtual.Channel):
             self._ready.extend(sorted(added, key=lambda one: -self._get_message_priority(one.payload)))
         if self._ready:
             self.connection.notify(self)
+
+    def _is_over(self, queue: str, properties: dict[str, Any], message: ReceivedMessage, behind: int) -> bool:
+        """Whether a message expired, or `x-max-length` leaves no room for it."""
+        limit = self._limits.get(queue)
+        return (limit is not None and behind >= limit) or expired(properties, message)
+
+    def _is_early(self, payload: dict[str, Any]) -> bool:
+        until = due(payload.get("headers") or {}) if self.connection.options.hold_eta else None
+        return until is not None and until > time.time() * 1000 + _EARLY
+
+    def _hold_again(self, queue: str, payload: dict[str, Any], lease: Lease) -> None:
+        """Its broker could not hold it as long as that: the next step."""
+        try:
+            self.put_again(queue, payload, redelivered=False)
+        except RocketQError as error:
+            log.warning("%s is early and comes again: it could not be held any longer: %s", lease, error)
+        else:
+            self.keeper.ack(lease)
 
     def moved(self, queue: str, offset: int) -> None:
         """How far we are in a short-lived queue."""
@@ -564,8 +237,8 @@ class Channel(virtual.Channel):
         if lease is None:
             return
         topic = f"{DLQ_PREFIX}{lease.group}"
-        self.connection.create_topic(topic, 1, False)
-        self.connection.publish(Message(topic, message.body, tag=message.tag, keys=message.keys))
+        self.cluster.create_topic(topic, 1)
+        self.cluster.producer.send(Message(topic, message.body, tag=message.tag, keys=message.keys))
         self.keeper.ack(lease)
 
     def deliver(self) -> bool:
@@ -608,10 +281,9 @@ class Channel(virtual.Channel):
                 self._ready.remove(arrived)
                 return arrived
         for source in self._sources.get(queue) or self._open(queue):
-            address = self.connection.address_of(source.broker, source.topic)
+            address = self.cluster.address_of(source.broker, source.topic)
             if address is not None and not source.busy:
-                code, header = source.request(1, 0)
-                source.take(self.connection.ask(address, code, header), address)
+                source.take(self.cluster.ask(address, *source.request(1, source.at_once)), address)
                 if self._ready and self._ready[-1].queue == queue:
                     return self._ready.pop()
         raise Empty()
@@ -638,28 +310,3 @@ class Channel(virtual.Channel):
             self.connection.engine.flush()
             self.connection.close_channel(self)
         self.exchange_types = {}
-
-
-def _dump(message: dict[str, Any]) -> bytes:
-    try:
-        return _encode(message)
-    except (TypeError, ValueError, msgspec.MsgspecError):
-        return str(kombu_dumps(message)).encode()  # has types that only Kombu's own encoder knows
-
-
-def _tag(headers: dict[str, Any]) -> str | None:
-    """The task's name."""
-    task = headers.get("task")
-    return task if isinstance(task, str) and "|" not in task and task.isprintable() else None
-
-
-def _keys(headers: dict[str, Any], properties: dict[str, Any]) -> str:
-    """The task's id."""
-    found = headers.get("id") or properties.get("correlation_id") or ""
-    return found if isinstance(found, str) and found.isprintable() and " " not in found else ""
-
-
-def _expired(properties: dict[str, Any], message: ReceivedMessage) -> bool:
-    """Whether a message waited longer than its `expiration` (ms, counted by when it was stored)."""
-    expiration = properties.get("expiration")
-    return expiration is not None and message.store_timestamp + float(expiration) < time.time() * 1000

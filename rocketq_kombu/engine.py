@@ -26,6 +26,7 @@ from typing import Any
 from rocketq.errors import ConnectFailed, ConnectionLost, RemotingError, RequestTimeout
 from rocketq.remoting.blocking import connect
 from rocketq.remoting.command import Command, Header
+from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.session import Backoff, Session
 from rocketq.remoting.tls import TlsConfig
 
@@ -57,11 +58,11 @@ class _Link:
 
     __slots__ = ("address", "lane", "out", "session", "sock", "writing")
 
-    def __init__(self, address: str, lane: Hashable, sock: socket.socket) -> None:
+    def __init__(self, address: str, lane: Hashable, sock: socket.socket, credentials: Credentials | None) -> None:
         self.address = address
         self.lane = lane
         self.sock = sock
-        self.session = Session(time.monotonic)
+        self.session = Session(time.monotonic, credentials=credentials)
         self.out = bytearray()
         self.writing = False  # the hub tells when more can be written
 
@@ -69,7 +70,13 @@ class _Link:
 class Engine:
     """All connections of one transport. `connect_timeout` in seconds."""
 
-    def __init__(self, tls: TlsConfig | None = None, connect_timeout: float = 3.0) -> None:
+    def __init__(
+        self,
+        tls: TlsConfig | None = None,
+        connect_timeout: float = 3.0,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._credentials = credentials
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
         self._connect_timeout = connect_timeout
         self._numbers = itertools.count()
@@ -85,6 +92,7 @@ class Engine:
         self._timers: list[tuple[float, int, Timer]] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._flushing = False
+        self._expiring: Any = None
 
     def _after_fork(self) -> None:
         """In a child: give the parent's sockets up without a word."""
@@ -100,7 +108,7 @@ class Engine:
         self,
         address: str,
         code: int,
-        header: Header | None = None,
+        header: Header | dict[str, str] | None = None,
         body: bytes = b"",
         *,
         timeout: float,
@@ -138,7 +146,7 @@ class Engine:
             backoff.failed(time.monotonic(), str(error))
             raise
         backoff.succeeded()
-        link = self._links[address, lane] = _Link(address, lane, sock)
+        link = self._links[address, lane] = _Link(address, lane, sock, self._credentials)
         if self._hub is not None:
             self._hub.add_reader(sock.fileno(), self._readable, link)
         return link
@@ -232,6 +240,10 @@ class Engine:
 
     # turning the wheel
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call in the next round of the event loop; there has to be one."""
+        self._hub.call_soon(call)
+
     def later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds, unless it is cancelled before."""
         timer = Timer(call)
@@ -297,7 +309,7 @@ class Engine:
         now = time.monotonic()
         for when, _, timer in timers:
             hub.call_later(max(0.0, when - now), self._fire, timer)
-        hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
+        self._expiring = hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
 
     @property
     def attached(self) -> bool:
@@ -335,4 +347,7 @@ class Engine:
                 self._fail(link, "the connection was closed")
         self._timers.clear()
         self._run_posted()
+        if self._expiring is not None:
+            self._expiring.cancel()
+            self._expiring = None
         self._hub = None

@@ -2,7 +2,8 @@
 
 A popped message is this process's for the lease. While it is worked on, the lease is renewed
 (CHANGE_MESSAGE_INVISIBLETIME gives a new receipt); when the process dies, the broker hands the message to somebody
-else as soon as the lease ends. Acknowledgements may come from any thread.
+else as soon as the lease ends. Acknowledgements may come from any thread; under an event loop those of one round leave
+in one request.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rocketq.errors import ConnectFailed, RemotingError
-from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.client.pop_calls import Request, ack_request, batch_ack_request, change_request, read_change
+from rocketq.client.receipts import Receipt, fits
+from rocketq.errors import BrokerError, ConnectFailed, RemotingError
+from rocketq.remoting.codes import ResponseCode
 from rocketq.remoting.command import Command
-from rocketq.remoting.headers import AckMessageHeader, ChangeInvisibleTimeHeader, ChangeInvisibleTimeResponse
 
 if TYPE_CHECKING:
     from rocketq_kombu.engine import Engine
@@ -27,49 +30,25 @@ log = logging.getLogger("rocketq.kombu")
 _TIMEOUT = 5.0
 #: Seconds between attempts to settle a message whose broker is away.
 _AGAIN = 1.0
+#: `reviveQueue` of messages popped in order: a batch of acknowledgements would not say when each was popped.
+_ORDERED = 999
 
 
 class Lease:
-    """One message of a work queue in our hands.
+    """One message of a work queue in our hands. `until`: monotonic seconds."""
 
-    `topic`, `queue_id`, `offset`: where the message is (a retry topic, when it is not its first delivery); `receipt`:
-    POP's extra info; `until`: monotonic seconds.
-    """
+    __slots__ = ("address", "busy", "group", "receipt", "settled", "until")
 
-    __slots__ = (
-        "address",
-        "broker",
-        "busy",
-        "group",
-        "offset",
-        "queue_id",
-        "receipt",
-        "settled",
-        "topic",
-        "until",
-    )
-
-    def __init__(
-        self,
-        group: str,
-        topic: str,
-        broker: str,
-        address: str,
-        queue_id: int,
-        offset: int,
-        receipt: str,
-        until: float,
-    ) -> None:
+    def __init__(self, group: str, receipt: Receipt, address: str, until: float) -> None:
         self.group = group
-        self.topic = topic
-        self.broker = broker
-        self.address = address
-        self.queue_id = queue_id
-        self.offset = offset
         self.receipt = receipt
+        self.address = address
         self.until = until
         self.busy = False  # a renewal is under way: the receipt is about to change
         self.settled: Callable[[], None] | None = None  # what is to be done after that
+
+    def __str__(self) -> str:
+        return f"offset {self.receipt.offset} of queue {self.receipt.queue_id} of {self.receipt.topic}"
 
 
 class Keeper:
@@ -79,7 +58,8 @@ class Keeper:
         self._engine = engine
         self.lease = lease
         self._address_of = address_of
-        self._lock = threading.Lock()  # of `busy` and `settled`
+        self._lock = threading.Lock()  # of `busy`, `settled` and `_done`
+        self._done: list[Lease] = []  # to be acknowledged
 
     def _later(self, lease: Lease, call: Callable[[], None]) -> bool:
         """True when `call` has to wait for the receipt that a renewal is about to bring."""
@@ -92,22 +72,46 @@ class Keeper:
         """The message is done with."""
         if self._later(lease, lambda: self.ack(lease)):
             return
-        header = AckMessageHeader(
-            consumer_group=lease.group,
-            topic=lease.topic,
-            queue_id=lease.queue_id,
-            extra_info=lease.receipt,
-            offset=lease.offset,
-            bname=lease.broker,
-        )
+        with self._lock:
+            self._done.append(lease)
+            first = len(self._done) == 1
+        if not self._engine.attached:
+            self.flush()
+        elif first:
+            self._engine.soon(self.flush)
 
+    def flush(self) -> None:
+        """Send the acknowledgements that are waiting."""
+        with self._lock:
+            done, self._done = self._done, []
+        together: dict[tuple[str, str], list[Lease]] = {}
+        for lease in done:
+            if fits(lease.receipt) and lease.receipt.revive_queue != _ORDERED and len(done) > 1:
+                together.setdefault((lease.receipt.broker_name, lease.group), []).append(lease)
+            else:
+                self._acknowledge([lease], ack_request(lease.group, lease.receipt))
+        for (broker, group), leases in together.items():
+            self._acknowledge(leases, batch_ack_request(broker, group, [one.receipt for one in leases]))
+
+    def _acknowledge(self, leases: list[Lease], request: Request) -> None:
         def done(answer: Command | RemotingError) -> None:
             if isinstance(answer, RemotingError):
-                self._try_again(lease, lambda: self.ack(lease), answer)
+                self._again(leases, answer)
             elif answer.code != ResponseCode.SUCCESS:
-                log.warning("%s of %s was not acknowledged: %s", lease.offset, lease.topic, answer.remark)
+                log.warning("%s was not acknowledged: %s", ", ".join(map(str, leases)), answer.remark)
 
-        self._send(lease, RequestCode.ACK_MESSAGE, header, done, lambda: self.ack(lease))
+        try:
+            self._send(leases[0], request, done)
+        except ConnectFailed as error:
+            self._again(leases, error)
+
+    def _again(self, leases: list[Lease], why: RemotingError) -> None:
+        """Receipts hold over a restart of the broker; when the lease is over there is nothing left to do."""
+        for lease in leases:
+            if time.monotonic() + _AGAIN > lease.until:
+                log.warning("%s will come again, it was not acknowledged: %s", lease, why)
+            else:
+                self._engine.later(_AGAIN, partial(self.ack, lease))
 
     def give_back(self, lease: Lease) -> None:
         """Somebody else may have the message at once."""
@@ -116,76 +120,39 @@ class Keeper:
 
         def done(answer: Command | RemotingError) -> None:
             if isinstance(answer, RemotingError) or answer.code != ResponseCode.SUCCESS:
-                log.info("offset %d of %s comes back when its lease ends: %s", lease.offset, lease.topic, answer)
+                log.info("%s comes back when its lease ends: %s", lease, answer)
 
-        self._change(lease, 1, done, lambda: None)
+        try:
+            self._send(lease, change_request(lease.group, lease.receipt, 1), done)
+        except ConnectFailed as error:
+            done(error)
 
     def renew(self, lease: Lease) -> None:
         """Keep the message, which is marked as busy, for another lease."""
         began = time.monotonic()
 
         def done(answer: Command | RemotingError) -> None:
-            if isinstance(answer, Command) and answer.code == ResponseCode.SUCCESS:
-                header = answer.header(ChangeInvisibleTimeResponse)
-                kind = lease.receipt.split(" ")[4]
+            try:
+                if isinstance(answer, RemotingError):
+                    raise answer
+                lease.receipt = read_change(answer, lease.receipt, lease.address)
                 lease.until = began + self.lease
-                lease.receipt = (
-                    f"{lease.offset} {header.pop_time} {header.invisible_time} {header.revive_qid} {kind} "
-                    f"{lease.broker} {lease.queue_id} {lease.offset}"
-                )
-            else:
-                reason = answer.remark if isinstance(answer, Command) else answer
-                log.warning("the lease of offset %d of %s was not renewed: %s", lease.offset, lease.topic, reason)
-            free()
-
-        def free() -> None:
+            except (RemotingError, BrokerError) as error:
+                log.warning("the lease of %s was not renewed: %s", lease, error)
             with self._lock:
                 lease.busy = False
                 settled, lease.settled = lease.settled, None
             if settled is not None:
                 settled()
 
-        self._change(lease, int(self.lease * 1000), done, free)
-
-    def _change(
-        self, lease: Lease, ms: int, done: Callable[[Command | RemotingError], None], failed: Callable[[], None]
-    ) -> None:
-        header = ChangeInvisibleTimeHeader(
-            consumer_group=lease.group,
-            topic=lease.topic,
-            queue_id=lease.queue_id,
-            extra_info=lease.receipt,
-            offset=lease.offset,
-            invisible_time=ms,
-            bname=lease.broker,
-        )
-        self._send(lease, RequestCode.CHANGE_MESSAGE_INVISIBLETIME, header, done, failed)
-
-    def _send(
-        self,
-        lease: Lease,
-        code: int,
-        header: Any,
-        done: Callable[[Command | RemotingError], None],
-        failed: Callable[[], None],
-    ) -> None:
-        address = self._address_of(lease.broker) or lease.address
         try:
-            self._engine.send(address, code, header, timeout=_TIMEOUT, done=done)
+            self._send(lease, change_request(lease.group, lease.receipt, int(self.lease * 1000)), done)
         except ConnectFailed as error:
-            if code == RequestCode.ACK_MESSAGE:
-                self._try_again(lease, failed, error)
-            else:
-                failed()
+            done(error)
 
-    def _try_again(self, lease: Lease, call: Callable[[], None], why: RemotingError) -> None:
-        """Receipts hold over a restart of the broker; when the lease is over there is nothing left to do."""
-        if time.monotonic() + _AGAIN > lease.until:
-            log.warning(
-                "offset %d of %s will come again, it was not acknowledged: %s", lease.offset, lease.topic, why
-            )
-        else:
-            self._engine.later(_AGAIN, call)
+    def _send(self, lease: Lease, request: Request, done: Callable[[Command | RemotingError], None]) -> None:
+        address = self._address_of(lease.receipt.broker_name) or lease.address
+        self._engine.send(address, *request, timeout=_TIMEOUT, done=done)
 
 
 class Leases:
@@ -210,6 +177,8 @@ class Leases:
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """A message was handed out."""
+        if message.lease is not None:
+            self.channel.connection.renew_meanwhile()
         with self._lock:
             self._held[delivery_tag] = message, message.lease
 
@@ -241,11 +210,12 @@ class Leases:
             self._keeper.ack(lease)
         self.channel.settled()
 
-    def renew(self) -> None:
-        """Renew what has less than two thirds of its lease left."""
+    def renew(self, others: list[Lease]) -> None:
+        """Renew what has less than two thirds of its lease left, here and of `others`."""
         soon = time.monotonic() + self._keeper.lease * 2 / 3
         with self._lock:
-            due = [lease for _, lease in self._held.values() if lease and lease.until < soon and not lease.busy]
+            held = [lease for _, lease in self._held.values() if lease]
+            due = [lease for lease in held + others if lease.until < soon and not lease.busy]
             for lease in due:
                 lease.busy = True
         for lease in due:

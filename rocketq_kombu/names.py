@@ -31,3 +31,8 @@ def prefix_of(virtual_host: str) -> str:
     """What the names of a virtual host's topics begin with; nothing for the default one, ``/``."""
     host = virtual_host.strip("/")
     return f"{escape(host)}|" if host else ""
+
+
+#: Behind a queue's topic: the companion topic for messages with a `sharding_key`, popped in order. A broker gives one
+#: of its queues to one consumer at a time, one message after the other.
+KEYED = "|keyed"

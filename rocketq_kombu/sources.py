@@ -10,18 +10,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from rocketq import properties as names
-from rocketq.errors import RemotingError
+from rocketq.client.pop_calls import OLDEST, Request, pop_request, read_pop
+from rocketq.errors import BrokerError, RemotingError
 from rocketq.hashing import tags_code
 from rocketq.message import ReceivedMessage, decode_messages
 from rocketq.remoting.codes import PullFlag, RequestCode, ResponseCode
-from rocketq.remoting.command import Command, Header
-from rocketq.remoting.headers import (
-    PopMessageHeader,
-    PopMessageResponse,
-    PullMessageHeader,
-    PullMessageResponse,
-)
+from rocketq.remoting.command import Command
+from rocketq.remoting.headers import PopMessageResponse, PullMessageHeader, PullMessageResponse
 from rocketq.remoting.session import Backoff
 from rocketq_kombu.leases import Lease
 
@@ -36,12 +31,26 @@ POLL = 15.0
 _SLACK = 5.0
 #: Messages that one request brings at most.
 MOST = 32
+#: A message, its lease (None in short-lived queues), and how many are behind it in its queue.
+Arrival = tuple[ReceivedMessage, Lease | None, int]
+
+_PULLED = frozenset(
+    {
+        ResponseCode.SUCCESS,
+        ResponseCode.PULL_NOT_FOUND,
+        ResponseCode.PULL_RETRY_IMMEDIATELY,
+        ResponseCode.PULL_OFFSET_MOVED,
+    }
+)
 #: Seconds to wait after a broker said that too many wait already.
 _AFTER_FULL = 1.0
 
 
 class Source:
     """One broker's part of a queue. `busy`: a request is under way; `not_before`: monotonic seconds."""
+
+    #: Seconds that a broker may hold a request whose answer is wanted at once.
+    at_once = 0.0
 
     def __init__(self, channel: Channel, queue: str, broker: str, topic: str) -> None:
         self.channel = channel
@@ -55,23 +64,21 @@ class Source:
 
     def ask(self, count: int) -> None:
         """Ask for up to `count` messages."""
-        address = self.channel.connection.address_of(self.broker, self.topic)
+        address = self.channel.cluster.address_of(self.broker, self.topic)
         self.busy = True
         if address is None:
-            self._failed(f"broker {self.broker} has no master just now")
+            self.failed(f"broker {self.broker} has no master just now")
             return
-        code, header = self.request(count, POLL)
         try:
             self.channel.connection.engine.send(
                 address,
-                code,
-                header,
+                *self.request(count, POLL),
                 timeout=POLL + _SLACK,
                 done=lambda answer: self._done(answer, address),
                 lane=self.channel.lane,
             )
         except RemotingError as error:
-            self._failed(str(error))
+            self.failed(str(error))
 
     def close(self) -> None:
         """What still comes is given back."""
@@ -80,22 +87,21 @@ class Source:
     def _done(self, answer: Command | RemotingError, address: str) -> None:
         self.busy = False
         if isinstance(answer, RemotingError):
-            if not self._closed:
-                self._failed(str(answer))
+            self.failed(str(answer))
             return
-        if self.take(answer, address):
-            if self._backoff.reason:
-                log.info("queue %s: broker %s answers again", self.queue, self.broker)
-                self._backoff.succeeded()
-        elif not self._closed:
-            self._failed(f"code {answer.code}: {answer.remark}")
+        if self.take(answer, address) and self._backoff.reason:
+            log.info("queue %s: broker %s answers again", self.queue, self.broker)
+            self._backoff.succeeded()
         if not self._closed:
             self.channel.fill()
 
-    def _failed(self, reason: str) -> None:
+    def failed(self, reason: str) -> None:
+        """Nothing came; the next attempt is made a little later, and to where the broker is then."""
+        self.busy = False
+        if self._closed:
+            return
         level = logging.DEBUG if self._backoff.reason else logging.WARNING
         log.log(level, "queue %s: nothing comes from broker %s: %s", self.queue, self.broker, reason)
-        self.busy = False
         self.channel.connection.lost(self.topic)
         self._backoff.failed(time.monotonic(), reason)
         self._pause(self._backoff.remaining(time.monotonic()))
@@ -104,55 +110,60 @@ class Source:
         self.not_before = time.monotonic() + seconds
         self.channel.connection.engine.later(seconds, self.channel.fill)
 
-    def request(self, count: int, poll: float) -> tuple[int, Header]:
-        """Code and header of a request that may be held for `poll` seconds."""
+    def request(self, count: int, poll: float) -> Request:
+        """A request that may be held for `poll` seconds."""
         raise NotImplementedError
 
     def take(self, answer: Command, address: str) -> bool:
-        """Deal with an answer; False when it is an error."""
+        """Deal with an answer; False when it was an error."""
         raise NotImplementedError
 
 
 class WorkSource(Source):
-    """A work queue's topic, consumed by POP. `ordered`: messages of one queue one after the other."""
+    """A work queue's topic, or its companion (`ordered`: one message after the other of each of its queues), by POP."""
+
+    at_once = 0.1  # Apache's brokers need a moment until what they acknowledged can be popped
 
     def __init__(self, channel: Channel, queue: str, broker: str, topic: str, group: str, ordered: bool) -> None:
         super().__init__(channel, queue, broker, topic)
         self.group = group
         self.ordered = ordered
 
-    def request(self, count: int, poll: float) -> tuple[int, Header]:
-        return RequestCode.POP_MESSAGE, PopMessageHeader(
-            consumer_group=self.group,
-            topic=self.topic,
-            queue_id=-1,
-            max_msg_nums=count,
-            invisible_time=int(self.channel.keeper.lease * 1000),
-            poll_time=int(poll * 1000),
-            born_time=int(time.time() * 1000),
-            init_mode=0,
-            exp_type="TAG",
-            exp="*",
+    def request(self, count: int, poll: float) -> Request:
+        return pop_request(
+            self.group,
+            self.topic,
+            self.broker,
+            count=1 if self.ordered else count,
+            lease_ms=int(self.channel.keeper.lease * 1000),
+            poll_ms=int(poll * 1000),
+            now_ms=int(time.time() * 1000),
+            init_mode=OLDEST,
             order=self.ordered,
-            bname=self.broker,
         )
 
     def take(self, answer: Command, address: str) -> bool:
-        if answer.code == ResponseCode.SUCCESS:
-            popped = leases(answer, self.group, self.topic, self.broker, address)
-            if self._closed:
-                for _, lease, _ in popped:
-                    self.channel.keeper.give_back(lease)
-            else:
-                self.channel.arrived(self.queue, popped)
-        elif answer.code == ResponseCode.POLLING_FULL:
+        try:
+            popped = read_pop(answer, self.group, self.topic, self.broker, address)
+        except BrokerError as error:
+            self.failed(str(error))
+            return False
+        if popped.full:
             self._pause(_AFTER_FULL)
-        return answer.code in (
-            ResponseCode.SUCCESS,
-            ResponseCode.POLLING_FULL,
-            ResponseCode.POLLING_TIMEOUT,
-            ResponseCode.PULL_NOT_FOUND,
-        )
+        if popped.messages:
+            until = time.monotonic() + self.channel.keeper.lease
+            rest = answer.header(PopMessageResponse).rest_num + len(popped.messages) - 1
+            arrivals: list[Arrival] = [
+                (message, Lease(self.group, receipt, address, until), rest - index)
+                for index, (message, receipt) in enumerate(zip(popped.messages, popped.receipts, strict=True))
+            ]
+            if self._closed:
+                for _, lease, _ in arrivals:
+                    if lease is not None:
+                        self.channel.keeper.give_back(lease)
+            else:
+                self.channel.arrived(self.queue, arrivals)
+        return True
 
 
 class CursorSource(Source):
@@ -166,8 +177,8 @@ class CursorSource(Source):
         self.offset = offset
         self.tag = tag
 
-    def request(self, count: int, poll: float) -> tuple[int, Header]:
-        return RequestCode.PULL_MESSAGE, PullMessageHeader(
+    def request(self, count: int, poll: float) -> Request:
+        header = PullMessageHeader(
             consumer_group=self.topic,
             topic=self.topic,
             queue_id=self.queue_id,
@@ -181,14 +192,11 @@ class CursorSource(Source):
             expression_type="TAG",
             bname=self.broker,
         )
+        return Request(RequestCode.PULL_MESSAGE, header)
 
     def take(self, answer: Command, address: str) -> bool:
-        if answer.code not in (
-            ResponseCode.SUCCESS,
-            ResponseCode.PULL_NOT_FOUND,
-            ResponseCode.PULL_RETRY_IMMEDIATELY,
-            ResponseCode.PULL_OFFSET_MOVED,
-        ):
+        if answer.code not in _PULLED:
+            self.failed(f"code {answer.code}: {answer.remark}")
             return False
         self.offset = answer.header(PullMessageResponse).next_begin_offset
         self.channel.moved(self.queue, self.offset)
@@ -196,35 +204,3 @@ class CursorSource(Source):
             found = decode_messages(bytes(answer.body), self.broker)
             self.channel.arrived(self.queue, [(message, None, 0) for message in found if message.tag == self.tag])
         return True
-
-
-#: The topic that a message is in by the kind that its receipt names (`KeyBuilder`).
-_STORED = {"0": "{topic}", "1": "%RETRY%{group}_{topic}", "2": "%RETRY%{group}+{topic}"}
-
-#: A message, its lease (None in short-lived queues), and how many are behind it in its queue.
-Arrival = tuple[ReceivedMessage, Lease, int]
-
-
-def leases(answer: Command, group: str, topic: str, broker: str, address: str) -> list[Arrival]:
-    """The messages of a pop's answer with their receipts (`ExtraInfoUtil`)."""
-    header = answer.header(PopMessageResponse)
-    until = time.monotonic() + header.invisible_time / 1000
-    times = f"{header.pop_time} {header.invisible_time} {header.revive_qid}"
-    starts: dict[tuple[str, int], int] = {}
-    for part in (header.start_offset_info or "").split(";"):
-        if part:
-            kind, queue_id, first = part.split(" ")
-            starts[kind, int(queue_id)] = int(first)
-    found = decode_messages(bytes(answer.body), broker)
-    arrivals = []
-    for index, message in enumerate(found):
-        offset, own_queue = message.queue_offset, message.queue_id
-        # retries come under their first topic, and with their receipt
-        receipt = message.properties.get(names.POP_CK)
-        if receipt is None:
-            start = starts.get(("0", own_queue), offset)
-            receipt = f"{start} {times} 0 {broker} {own_queue} {offset}"
-        stored = _STORED[receipt.split(" ", 5)[4]].format(group=group, topic=topic)
-        lease = Lease(group, stored, broker, address, own_queue, offset, receipt, until)
-        arrivals.append((message, lease, header.rest_num + len(found) - 1 - index))
-    return arrivals

@@ -63,8 +63,12 @@ def pop_request(
     expression: str = "*",
     expression_type: str = "TAG",
     init_mode: int = NEWEST,
+    order: bool = False,
 ) -> Request:
-    """Up to `count` messages of any queue, held back from others for `lease_ms`; waits up to `poll_ms` for one."""
+    """Up to `count` messages of any queue, held back from others for `lease_ms`; waits up to `poll_ms` for one.
+
+    With `order` a queue gives nothing more until all that it gave is acknowledged, or its lease is over.
+    """
     header = PopMessageHeader(
         consumer_group=group,
         topic=topic,
@@ -76,7 +80,7 @@ def pop_request(
         init_mode=init_mode,
         exp_type=expression_type,
         exp=expression,
-        order=False,
+        order=order,
         bname=broker_name,
     )
     return Request(RequestCode.POP_MESSAGE, header)
