@@ -91,6 +91,7 @@ class Engine:
         self._backoffs: dict[str, Backoff] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._posted: deque[Callable[[], None]] = deque()
+        self._soon: deque[Callable[[], object]] = deque()
         self._flushing = False
         self._expiring: Any = None
 
@@ -125,7 +126,7 @@ class Engine:
                 self._flush(link)
             elif not self._flushing:  # what is sent in one round of the loop leaves together
                 self._flushing = True
-                self._hub.call_soon(self.flush)
+                self.soon(self.flush)
 
     def flush(self) -> None:
         """Write what is waiting to be written."""
@@ -222,7 +223,7 @@ class Engine:
         """Have `done` called when nobody is in the middle of anything."""
         self._posted.append(lambda: done(result))
         if self._hub is not None and len(self._posted) == 1:
-            self._hub.call_soon(self._run_posted)
+            self.soon(self._run_posted)
 
     def _run_posted(self) -> None:
         while self._posted:
@@ -240,9 +241,25 @@ class Engine:
 
     # turning the wheel
 
-    def soon(self, call: Callable[[], None]) -> None:
-        """Call in the next round of the event loop; there has to be one."""
-        self._hub.call_soon(call)
+    def soon(self, call: Callable[[], object]) -> None:
+        """Call before the event loop waits again; there has to be one.
+
+        A hub calls what it was given by `call_soon` at the beginning of a round only: what such a call asks for in
+        its turn would wait for the next event, for up to a second. So it tells us as well when it is about to wait.
+        """
+        with self._lock:
+            first = not self._soon
+            self._soon.append(call)
+        if first:
+            self._hub.call_soon(self._run_soon)  # which also wakes it when we are in another thread
+
+    def _run_soon(self) -> None:
+        while True:
+            with self._lock:
+                if not self._soon:
+                    return
+                call = self._soon.popleft()
+            call()
 
     def later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call after `delay` seconds, unless it is cancelled before."""
@@ -310,6 +327,7 @@ class Engine:
         for when, _, timer in timers:
             hub.call_later(max(0.0, when - now), self._fire, timer)
         self._expiring = hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
+        hub.on_tick.add(self._run_soon)
 
     @property
     def attached(self) -> bool:
@@ -350,4 +368,6 @@ class Engine:
         if self._expiring is not None:
             self._expiring.cancel()
             self._expiring = None
+        if self._hub is not None:
+            self._hub.on_tick.discard(self._run_soon)
         self._hub = None

@@ -109,7 +109,7 @@ class Transport(virtual.Transport):
         self._hub = loop
         self.engine.attach(loop)
         self._repeated = loop.call_repeatedly(self.options.lease / 3, self.upkeep)
-        loop.call_soon(self._work)
+        self.engine.soon(self._work)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         if self._repeated is not None:
@@ -122,7 +122,7 @@ class Transport(virtual.Transport):
         self._noticed.add(channel)
         if self._hub is not None and not self._soon:
             self._soon = True
-            self._hub.call_soon(self._work)
+            self.engine.soon(self._work)
 
     def _work(self) -> bool:
         """Deliver and ask for more, for all channels that have noticed something; True when something was delivered."""
