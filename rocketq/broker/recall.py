@@ -83,7 +83,7 @@ class Recall:
             raise Refused(ResponseCode.ILLEGAL_OPERATION, "recall failed, broker service not available")
         left = handle.due - self._clock_ms()
         if left <= 0 or (config.timer_max_delay_sec and left >= config.timer_max_delay_sec * 1000):
-            raise Refused(ResponseCode.ILLEGAL_OPERATION, "recall failed, timestamp invalid")
+            raise _over()
         return handle
 
     def _take_back(self, connection: Connection, request: Command, handle: RecallHandle, group: str) -> None:
@@ -99,7 +99,10 @@ class Recall:
             props.TRACE_CONTEXT: "",
             props.PGROUP: group,
         }
-        place = self._sender.place(topic, 0, properties)
+        try:
+            place = self._sender.place(topic, 0, properties)
+        except Refused:  # a ms later it is due
+            raise _over() from None
         self._store.append(
             place.topic,
             place.queue_id,
@@ -124,3 +127,8 @@ class Recall:
         ext = {"msgId": unique_id, props.MSG_REGION: self._config.region_id}
         answer = encode_response(request, ResponseCode.SUCCESS, "not set any response code", ext)
         self._batch.reply(connection, request, answer, undo=undo)
+
+
+def _over() -> Refused:
+    """Nothing is there to take back any more, or not yet."""
+    return Refused(ResponseCode.ILLEGAL_OPERATION, "recall failed, timestamp invalid")
