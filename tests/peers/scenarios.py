@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from peer import Consumption, Peer
-from wire import Server, members, wait_until
+from wire import Server, committed, members, wait_until
 
 Message = dict[str, Any]
 
@@ -25,6 +25,25 @@ def by_queue(messages: list[Message]) -> dict[int, list[Message]]:
     for message in messages:
         queues[message["queue"]].append(message)
     return queues
+
+
+def stopped_after(server: Server, topic: str, consumer: Consumption, count: int) -> list[Message]:
+    """Stops the only member of a group once its commits say that `count` messages of the topic are done.
+
+    Java's and our client commit as they stop, after their handlers have ended (Java otherwise first after 10 seconds).
+    Go does not wait for its handlers: it has to have committed before, which it does every 5 seconds.
+    """
+
+    def done() -> int:
+        offsets = [committed(server, consumer.group, topic, queue) for queue in range(4)]
+        return sum(offset or 0 for offset in offsets)
+
+    commits_as_it_stops = not consumer.peer.name.startswith("go")
+    if commits_as_it_stops:
+        consumer.stop()
+    wait_until(lambda: done() >= count, f"{consumer.peer.name} commits {count} messages for {consumer.group}", 40)
+    assert done() == count
+    return consumer.stop()
 
 
 def settled(server: Server, sender: Peer, topic: str, consumers: list[Consumption]) -> list[set[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from peer import CLIENTS, Peer
-from scenarios import Message, bodies, by_queue, plain, settled
+from scenarios import Message, bodies, by_queue, plain, settled, stopped_after
 from wire import Server, create_topic, extent, stored_record, wait_until
 
 from rocketq.record import COMPRESSED
@@ -178,7 +178,8 @@ def test_a_group_goes_on_where_it_stopped(server: Server, peer: Peer, name: str)
     peer.send(server, name, plain(20, "first"))
     consumer = peer.consume(server, name, f"G_{name}")
     consumer.wait(20)
-    assert sorted(message["body"] for message in consumer.stop()) == bodies(20, "first")
+    received = stopped_after(server, name, consumer, 20)
+    assert sorted(message["body"] for message in received) == bodies(20, "first")
     peer.send(server, name, plain(20, "second"))
     consumer = peer.consume(server, name, f"G_{name}")
     consumer.wait(20)

@@ -272,6 +272,7 @@ public class Peer {
         consumer.setConsumeFromWhere(c.getBooleanValue("last") ? ConsumeFromWhere.CONSUME_FROM_LAST_OFFSET
             : ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setMaxReconsumeTimes(c.containsKey("max_reconsume") ? c.getIntValue("max_reconsume") : -1);
+        consumer.setAwaitTerminationMillisWhenShutdown(10000); // or what listeners are at is not committed at the stop
         consumer.subscribe(c.getString("topic"), c.containsKey("expression") ? c.getString("expression") : "*");
         if (c.getBooleanValue("orderly")) {
             consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
