@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rocketq.consumers import Reject as Reject
     from rocketq.consumers import Retry as Retry
     from rocketq.embedded import EmbeddedServer as EmbeddedServer
+    from rocketq.filters import Sql as Sql
     from rocketq.message import Message as Message
     from rocketq.message import MessageQueue as MessageQueue
     from rocketq.message import ReceivedMessage as ReceivedMessage
@@ -39,6 +40,7 @@ _HOME = {
     "Retry": "consumers",
     "RocketQ": "app",
     "SendResult": "client",
+    "Sql": "filters",
     "consumer": "app",
 }
 

@@ -93,6 +93,7 @@ class RocketQ:
         topic: str,
         tag: str = "*",
         *,
+        sql: str | None = None,
         group: str | None = None,
         ordered: bool = False,
         broadcast: bool = False,
@@ -103,6 +104,7 @@ class RocketQ:
         """Register a function, sync or async, for the messages of `topic`. The function itself is returned unchanged.
 
         `tag`: `*`, a tag, or several as `"a || b"`.
+        `sql`: instead of `tag`, a SQL92 expression over properties, `"amount > 3 AND TAGS = 'paid'"`; see `Sql`.
         `group`: who shares the work and the position in the topic; every process with this group gets a part of the
         messages. Default: `<app name>-<function name>`. One function a group, or ConfigError.
         `ordered`: one message at a time per queue, in queue order; a failing message is tried again before the next.
@@ -117,6 +119,7 @@ class RocketQ:
         """
         options = {
             "tag": tag,
+            "sql": sql,
             "group": group,
             "ordered": ordered,
             "broadcast": broadcast,
@@ -304,6 +307,7 @@ def consumer(topic: str, tag: str = "*", **options: Any) -> Callable[[F], F]:
 
 
 _DEFAULTS: Mapping[str, Any] = {
+    "sql": None,
     "ordered": False,
     "broadcast": False,
     "concurrency": None,

@@ -320,6 +320,10 @@ class BrokerConfig(Config):
     max_message_size: int = _option(
         4_194_304, "Largest body that is accepted.", unit="bytes", low=1, high=16_000_000
     )
+    enable_property_filter: bool = _option(
+        True,
+        "Let consumers filter by SQL92 expressions over properties; Apache's default is false.",
+    )
     long_polling_enable: bool = _option(
         True, "Hold a pull that finds nothing until something arrives, for as long as the client allows."
     )

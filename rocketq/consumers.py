@@ -11,7 +11,7 @@ from typing import Any
 
 from rocketq import payload
 from rocketq.errors import ConfigError, RocketQError
-from rocketq.filters import ALL, parse_tags
+from rocketq.filters import ALL, Sql, parse_tags
 from rocketq.message import ReceivedMessage
 
 __all__ = ["Consumer", "Reject", "Retry"]
@@ -53,12 +53,15 @@ class Consumer:
     concurrency: int | None
     max_retries: int | None
     from_where: str | int
+    sql: str | None = None
 
     def __post_init__(self) -> None:
         if self.ordered and self.broadcast:
             raise ConfigError(f"consumer {self.name}: ordered and broadcast exclude each other")
         if self.tag.strip() != ALL and parse_tags(self.tag) is None:
             raise ConfigError(f"consumer {self.name}: {self.tag!r} is not a tag expression (* or a || b)")
+        if self.sql is not None and self.tag.strip() != ALL:
+            raise ConfigError(f"consumer {self.name}: tag and sql exclude each other: name TAGS in the expression")
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"consumer {self.name}: concurrency={self.concurrency} has to be at least 1")
         if self.max_retries is not None and self.max_retries < 0:
@@ -67,6 +70,11 @@ class Consumer:
             raise ConfigError(
                 f"consumer {self.name}: from_where={self.from_where!r} is not FIRST, LAST or ms since the epoch"
             )
+
+    @property
+    def expression(self) -> str | Sql:
+        """What of the topic it takes, as consumers subscribe to it."""
+        return self.tag if self.sql is None else Sql(self.sql)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,9 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from rocketq.broker.filtering import filter_for
 from rocketq.broker.groups import Groups
+from rocketq.broker.refusal import Refused
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import TooManyInFlight
@@ -222,7 +224,9 @@ class Clients:
 
     def _check_config(self, connection: Connection, request: Command) -> Reply:
         wanted = CheckClientBody.decode(request.body).subscription_data
-        if wanted is None or wanted.expression_type in (None, "TAG"):
-            return encode_response(request, ResponseCode.SUCCESS)
-        remark = f"The broker does not support consumer to filter message by {wanted.expression_type}"
-        return encode_response(request, ResponseCode.SYSTEM_ERROR, remark)
+        if wanted is not None:
+            try:
+                filter_for(wanted.sub_string, wanted.expression_type, sql=self._config.enable_property_filter)
+            except Refused as refused:
+                return encode_response(request, refused.code, refused.remark)
+        return encode_response(request, ResponseCode.SUCCESS)

@@ -30,6 +30,7 @@ class Waiter:
         "connection",
         "group",
         "key",
+        "match",
         "max_count",
         "offset",
         "opaque",
@@ -46,6 +47,7 @@ class Waiter:
         max_count: int,
         codes: frozenset[int] | None,
         group: str = "",
+        match: Callable[[memoryview], bool] | None = None,
     ) -> None:
         self.connection = connection
         self.opaque = opaque
@@ -55,6 +57,7 @@ class Waiter:
         self.max_count = max_count
         self.codes = codes
         self.group = group
+        self.match = match
         self.bucket = 0
 
 
@@ -95,7 +98,7 @@ class Hold:
             if waiters is None:
                 continue
             for waiter in waiters:
-                # codes compare as 32 bits: entries of the delay topic hold times there
+                # codes compare as 32 bits: entries of the delay topic hold times there; `match` is asked by retry()
                 if waiter.codes is None or message.tags_code in waiter.codes:
                     woken.add(waiter)
         if quiet and woken:

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from rocketq.broker.clients import Clients
-from rocketq.broker.filtering import filter_for
+from rocketq.broker.filtering import Filter, filter_for
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold, Waiter
 from rocketq.broker.offsets import Offsets
@@ -20,7 +20,7 @@ from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
-from rocketq.filters import ALL, parse_tags
+from rocketq.filters import ALL, TAG, parse_tags
 from rocketq.hashing import tags_code
 from rocketq.remoting.bodies import SubscriptionData
 from rocketq.remoting.codes import (
@@ -117,7 +117,7 @@ class Pull:
     def _pull(self, connection: Connection, request: Command) -> Reply:
         header = request.header(PullHeader)
         try:
-            codes = self._check(connection, header)
+            wanted = self._check(connection, header)
         except Refused as refused:
             ext = {"forbiddenType": str(refused.forbidden)} if refused.forbidden else {}
             return encode_response(request, refused.code, refused.remark, ext)
@@ -134,7 +134,8 @@ class Pull:
             offset,
             max_count,
             max_bytes=config.max_transfer_bytes_on_message_in_memory,
-            codes=codes,
+            codes=wanted.codes,
+            match=wanted.match,
         )
         flags = header.sys_flag
         if flags & _COMMIT_OFFSET:
@@ -151,8 +152,9 @@ class Pull:
                 (topic, queue_id),
                 offset,
                 max_count,
-                codes,
+                wanted.codes,
                 header.consumer_group,
+                wanted.match,
             )
             timeout = header.suspend_timeout_millis
             if not config.long_polling_enable:
@@ -161,8 +163,8 @@ class Pull:
             return None
         return self._answer(request.opaque, request.serialize_type, code, result)
 
-    def _check(self, connection: Connection, header: PullHeader) -> frozenset[int] | None:
-        """The tag codes that the pull asks for. Raises Refused."""
+    def _check(self, connection: Connection, header: PullHeader) -> Filter:
+        """What the pull asks for. Raises Refused."""
         config = self._config
         topic, group = header.topic, header.consumer_group
         if not config.broker_permission & _READ:
@@ -188,12 +190,11 @@ class Pull:
             )
             raise Refused(ResponseCode.INVALID_PARAMETER, remark)
         if header.sys_flag & _SUBSCRIPTION:
-            expression, kind = header.subscription, header.expression_type
+            wanted = filter_for(header.subscription, header.expression_type, sql=config.enable_property_filter)
             self._compensate(header)
-        else:
-            subscription = self._subscription(header, group_config.consume_broadcast_enable)
-            expression, kind = subscription.sub_string, subscription.expression_type
-        return filter_for(expression, kind).codes
+            return wanted
+        subscription = self._subscription(header, group_config.consume_broadcast_enable)
+        return filter_for(subscription.sub_string, subscription.expression_type, sql=config.enable_property_filter)
 
     def _subscription(self, header: PullHeader, broadcast_allowed: bool) -> SubscriptionData:
         """What the group said in its heartbeats that it wants of the topic. Raises Refused."""
@@ -220,12 +221,12 @@ class Pull:
         """Note what a consumer wants that tells it with its pulls and not with heartbeats."""
         topic, group = header.topic, header.consumer_group
         expression = header.subscription or ALL
-        kind = header.expression_type or "TAG"
+        kind = header.expression_type or TAG
         wanted = (expression, kind, header.sub_version)
         if self._carried.get((group, topic)) == wanted:
             return
         self._carried[group, topic] = wanted
-        tags = sorted(parse_tags(expression) or ()) if kind == "TAG" else []
+        tags = sorted(parse_tags(expression) or ()) if kind == TAG else []
         subscription = SubscriptionData(
             topic=topic,
             sub_string=expression,
@@ -268,7 +269,11 @@ class Pull:
             waiter.max_count,
             max_bytes=self._config.max_transfer_bytes_on_message_in_memory,
             codes=waiter.codes,
+            match=waiter.match,
         )
+        if result.status is GetStatus.NO_MATCHED_MESSAGE and result.next_offset == result.max_offset and not final:
+            waiter.offset = result.next_offset  # what came was not what it waits for
+            return False
         code = self._code(result, waiter.offset)
         if code == ResponseCode.PULL_NOT_FOUND and not final:
             return False

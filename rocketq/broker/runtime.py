@@ -39,6 +39,7 @@ LIVE = frozenset(
         "disk_space_clean_forcibly_ratio",
         "disk_space_warning_level_ratio",
         "file_reserved_time",
+        "enable_property_filter",
         "long_polling_enable",
         "max_message_size",
         "max_transfer_bytes_on_message_in_memory",

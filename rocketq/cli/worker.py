@@ -177,6 +177,7 @@ def as_value(worker: Worker) -> dict[str, Any]:
         {
             "topic": consumer.topic,
             "tag": consumer.tag,
+            "sql": consumer.sql,
             "group": consumer.group,
             "function": consumer.name,
             "async": consumer.is_async,
@@ -198,11 +199,12 @@ def describe(worker: Worker) -> str:
         size = consumer.concurrency or worker.concurrency
         how = [f"{size} {'coroutines' if consumer.is_async else 'threads'}"]
         how += ["ordered"] * consumer.ordered + ["broadcast"] * consumer.broadcast
-        rows.append((consumer.topic, consumer.tag, consumer.name, consumer.group, ", ".join(how)))
+        wanted = f"tag {consumer.tag}" if consumer.sql is None else f"sql {consumer.sql}"
+        rows.append((consumer.topic, wanted, consumer.name, consumer.group, ", ".join(how)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for topic, tag, name, group, how_text in rows:
+    for topic, wanted, name, group, how_text in rows:
         lines.append(
-            f"  {topic:<{widths[0]}}  tag {tag:<{widths[1]}}  -> {name:<{widths[2]}}  "
+            f"  {topic:<{widths[0]}}  {wanted:<{widths[1]}}  -> {name:<{widths[2]}}  "
             f"group {group:<{widths[3]}}  ({how_text})"
         )
     lines.append("  Ctrl-C stops it")

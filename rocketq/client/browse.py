@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rocketq.client.admin import MASTER, Admin
 from rocketq.errors import BrokerError, InvalidMessage, RocketQError, RouteNotFound
-from rocketq.filters import parse_tags
+from rocketq.filters import SQL92, TAG, parse_tags
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, parse_offset_message_id
 from rocketq.remoting import headers
 from rocketq.remoting.bodies import CheckClientBody, SubscriptionData
@@ -151,7 +151,7 @@ class Browser:
             suspend_timeout_millis=0,
             subscription=wanted.sql or wanted.tags,
             sub_version=int(time.time() * 1000),
-            expression_type="SQL92" if wanted.sql else "TAG",
+            expression_type=SQL92 if wanted.sql else TAG,
             max_msg_bytes=_MAX_BYTES,
         )
         answer = self._ask(queue, RequestCode.PULL_MESSAGE, header, _PULLED)
@@ -192,7 +192,7 @@ class Browser:
 
     def _check_sql(self, topic: str, expression: str) -> None:
         """To be asked first: in a pull Apache's brokers take a bad expression for one that everything matches."""
-        data = SubscriptionData(topic, expression, expression_type="SQL92", sub_version=1)
+        data = SubscriptionData(topic, expression, expression_type=SQL92, sub_version=1)
         body = CheckClientBody(data).encode()
         for address in {self.address(queue) for queue in self.queues(topic)}:
             try:

@@ -11,10 +11,10 @@ from rocketq.client.queue_calls import QueueCalls
 from rocketq.client.rebalance import Strategy
 from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, InvalidMessage, RemotingError, RouteNotFound
-from rocketq.filters import parse_codes, parse_tags
+from rocketq.filters import SQL92, TAG, Sql, parse_codes, parse_tags
 from rocketq.message import MessageQueue
 from rocketq.names import RETRY_PREFIX, check_group, check_topic
-from rocketq.remoting.bodies import ConsumerData, ConsumerList, SubscriptionData
+from rocketq.remoting.bodies import CheckClientBody, ConsumerData, ConsumerList, SubscriptionData
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.headers import GetConsumerListByGroupHeader
 
@@ -32,9 +32,13 @@ def now_ms() -> int:
 
 @dataclass
 class Subscription:
-    """What is wanted of a topic. `version` is what heartbeats say, `told_version` what all brokers know by now."""
+    """What is wanted of a topic. `version` is what heartbeats say, `told_version` what all brokers know by now.
+
+    `kind`: TAG or SQL92.
+    """
 
     expression: str
+    kind: str
     version: int
     told_version: int
 
@@ -69,16 +73,41 @@ class Membership:
         self.subscriptions: dict[str, Subscription] = {}
         self._troubles = Troubles()
 
-    def subscribe(self, topic: str, expression: str) -> None:
-        """Raises InvalidMessage for an illegal topic or expression."""
+    def subscribe(self, topic: str, expression: str | Sql) -> None:
+        """Raises InvalidMessage for an illegal topic or tag expression; SQL92 is for brokers to judge (`check`)."""
         wrong = check_topic(topic)
         if wrong:
             raise InvalidMessage(wrong)
+        version = now_ms()
+        if isinstance(expression, Sql):
+            self.subscriptions[topic] = Subscription(expression.expression, SQL92, version, version)
+            return
         expression = expression.strip() or "*"
         if expression != "*" and parse_tags(expression) is None:
             raise InvalidMessage(f"group {self.group}: {expression!r} is not a tag expression (* or A || B)")
-        version = now_ms()
-        self.subscriptions[topic] = Subscription(expression, version, version)
+        self.subscriptions[topic] = Subscription(expression, TAG, version, version)
+
+    async def check(self) -> None:
+        """Ask a broker of each topic that is filtered by SQL92 whether it can do that, as Java's client does.
+
+        Raises BrokerError when it cannot, and for an expression that it cannot read.
+        """
+        for data in [data for data in self.subscription_data() if data.expression_type == SQL92]:
+            address = self.instance.routes.some_broker(data.topic, self.instance.rng)
+            if address is None:
+                continue  # the topic does not exist yet
+            try:
+                answer = await self.instance.remoting.call(
+                    address,
+                    RequestCode.CHECK_CLIENT_CONFIG,
+                    body=CheckClientBody(data).encode(),
+                    timeout=self.instance.timeout,
+                )
+            except RemotingError as error:  # pulls will say it again, and wait for the broker
+                log.warning("group %s: broker %s was not asked for its filters: %s", self.group, address, error)
+                continue
+            if answer.code != ResponseCode.SUCCESS:
+                raise BrokerError(answer.code, answer.remark, address)
 
     def consumer_data(self) -> ConsumerData:
         """The group's part of a heartbeat."""
@@ -92,16 +121,20 @@ class Membership:
         )
 
     def subscription_data(self) -> list[SubscriptionData]:
-        return [
-            SubscriptionData(
-                topic=topic,
-                sub_string=subscription.expression,
-                tags_set=sorted(parse_tags(subscription.expression) or ()),
-                code_set=sorted(parse_codes(subscription.expression) or ()),
-                sub_version=subscription.version,
+        data = []
+        for topic, subscription in self.subscriptions.items():
+            tags = subscription.expression if subscription.kind == TAG else None
+            data.append(
+                SubscriptionData(
+                    topic=topic,
+                    sub_string=subscription.expression,
+                    tags_set=sorted(parse_tags(tags) or ()),
+                    code_set=sorted(parse_codes(tags) or ()),
+                    sub_version=subscription.version,
+                    expression_type=subscription.kind,
+                )
             )
-            for topic, subscription in self.subscriptions.items()
-        ]
+        return data
 
     async def announce(self, topics: set[str]) -> None:
         """Tells all brokers of the topics' new assignment; until then pulls state the version that they know."""

@@ -16,6 +16,7 @@ from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.rebalance import Strategy, average
 from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import ConfigError, RouteNotFound
+from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
 
@@ -81,8 +82,11 @@ class PullConsumer(GroupMember):
         self._safe: dict[MessageQueue, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def subscribe(self, topic: str, expression: str = "*") -> None:
-        """Wants messages of `topic`: all (`*`), or those with a tag of ``A || B``. Excludes `assign`."""
+    def subscribe(self, topic: str, expression: str | Sql = "*") -> None:
+        """Wants messages of `topic`: all (`*`), those with a tag of ``A || B``, or those that `Sql("…")` matches.
+
+        Excludes `assign`.
+        """
         if self._by_hand:
             raise ConfigError(f"consumer group {self.group}: subscribe() and assign() exclude each other")
         self.membership.subscribe(topic, expression)
@@ -91,7 +95,10 @@ class PullConsumer(GroupMember):
             self.wake()
 
     async def start(self) -> None:
-        """Gets ready; with subscriptions it joins the group. Raises ConnectFailed when no NameServer answers."""
+        """Gets ready; with subscriptions it joins the group.
+
+        Raises ConnectFailed when no NameServer answers, BrokerError when a broker cannot filter by a `Sql` expression.
+        """
         if self._running:
             return
         await self.instance.acquire()
@@ -101,6 +108,7 @@ class PullConsumer(GroupMember):
                     await self.instance.topic(topic)
                 except RouteNotFound:
                     continue  # it may come
+            await self.membership.check()
             if self.membership.subscriptions:
                 self.instance.add_member(self)
         except BaseException:
@@ -143,10 +151,10 @@ class PullConsumer(GroupMember):
         """The queues of a topic that can be read. Raises RouteNotFound, RemotingError."""
         return list((await self.instance.topic(topic)).read_queues)
 
-    async def assign(self, queues: Iterable[MessageQueue], expression: str = "*") -> None:
+    async def assign(self, queues: Iterable[MessageQueue], expression: str | Sql = "*") -> None:
         """Takes exactly these queues, whatever other members have; after `start`. Excludes `subscribe`.
 
-        Raises RouteNotFound, RemotingError, BrokerError.
+        Raises RouteNotFound, RemotingError, BrokerError (also for a `Sql` expression that the broker cannot read).
         """
         if not self._running:
             raise ConfigError(f"consumer group {self.group}: start() first, then assign()")
@@ -157,6 +165,7 @@ class PullConsumer(GroupMember):
         for topic in {queue.topic for queue in wanted}:
             await self.instance.topic(topic)
             self.membership.subscribe(topic, expression)
+        await self.membership.check()
         for queue in [queue for queue in self.assigned if queue not in wanted]:
             await self._revoke(self.assigned[queue])
         for queue in sorted(wanted - self.assigned.keys()):

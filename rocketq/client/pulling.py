@@ -125,6 +125,7 @@ class Puller:
             queue,
             process.next_offset,
             expression=subscription.expression,
+            expression_type=subscription.kind,
             sub_version=0 if rules.carry_expression else subscription.told_version,
             count=rules.count,
             commit_offset=process.commit_offset if rules.commits and process.commit_offset > 0 else None,

@@ -21,6 +21,7 @@ from rocketq.client.results import ConsumeResult, spread
 from rocketq.client.send_back import SendBack
 from rocketq.client.waiting import cancel_all
 from rocketq.errors import ConfigError, RouteNotFound
+from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
@@ -153,8 +154,11 @@ class PushConsumer(GroupMember):
         self._releasing: dict[Assigned, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def subscribe(self, topic: str, expression: str = "*") -> None:
-        """Wants messages of `topic`: all (`*`), or those with a tag of ``A || B``. Before or after `start`."""
+    def subscribe(self, topic: str, expression: str | Sql = "*") -> None:
+        """Wants messages of `topic`: all (`*`), those with a tag of ``A || B``, or those that `Sql("…")` matches.
+
+        Before or after `start`.
+        """
         self.membership.subscribe(topic, expression)
         if self._running:
             self.instance.heartbeat_soon()
@@ -164,7 +168,8 @@ class PushConsumer(GroupMember):
         """Joins the group and begins to consume.
 
         Raises ConfigError without handler or subscription, ConnectFailed when no NameServer answers (then it may be
-        called again). A topic that does not exist yet is waited for.
+        called again), BrokerError when a broker cannot filter by a `Sql` expression. A topic that does not exist yet is
+        waited for.
         """
         if self._running:
             return
@@ -179,6 +184,7 @@ class PushConsumer(GroupMember):
                     await self.instance.topic(topic)
                 except RouteNotFound:
                     log.warning("group %s: topic %s does not exist yet, waiting for it", self.group, topic)
+            await self.membership.check()
             self.instance.add_member(self)
         except BaseException:
             await self.instance.release()

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from rocketq.client.instance import ClientInstance
 from rocketq.client.routes import MASTER
 from rocketq.errors import BrokerError, RouteNotFound
-from rocketq.filters import parse_tags
+from rocketq.filters import TAG, parse_tags
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages
 from rocketq.remoting.codes import PullFlag, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
@@ -89,6 +89,7 @@ class QueueCalls:
         offset: int,
         *,
         expression: str,
+        expression_type: str = TAG,
         sub_version: int,
         count: int,
         commit_offset: int | None = None,
@@ -119,7 +120,7 @@ class QueueCalls:
             suspend_timeout_millis=suspend_ms,
             subscription=expression if carry_expression else None,
             sub_version=sub_version,
-            expression_type="TAG",
+            expression_type=expression_type,
             max_msg_bytes=MAX_BYTES,
             bname=queue.broker_name,
         )
@@ -136,7 +137,7 @@ class QueueCalls:
         messages: list[ReceivedMessage] = []
         if status is PullStatus.FOUND:
             messages = decode_messages(answer.body, queue.broker_name)
-            tags = parse_tags(expression)
+            tags = parse_tags(expression) if expression_type == TAG else None
             if tags is not None:  # the broker compares hashes only
                 messages = [message for message in messages if message.tag in tags]
         return Pulled(status, messages, told.next_begin_offset, told.min_offset, told.max_offset)

@@ -34,14 +34,19 @@ def store_time_of(record: memoryview) -> int:
     return int(_LONG.unpack_from(record, at)[0])
 
 
-def tags_of(record: memoryview) -> str:
-    """The TAGS property of a record; empty without one."""
+def properties_of(record: memoryview) -> dict[str, str]:
+    """The properties of a record; its body is not looked at."""
     _, magic, *_, sys_flag = _HEAD.unpack_from(record)
     at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
     at += 4 + int.from_bytes(record[at : at + 4], "big")
     width = 1 if magic == MAGIC_V1 else 2
     at += width + int.from_bytes(record[at : at + width], "big")
-    return decode_properties(bytes(record[at + 2 :]).decode(errors="replace")).get("TAGS", "")
+    return decode_properties(bytes(record[at + 2 :]).decode(errors="replace"))
+
+
+def tags_of(record: memoryview) -> str:
+    """The TAGS property of a record; empty without one."""
+    return properties_of(record).get("TAGS", "")
 
 
 class Reader:

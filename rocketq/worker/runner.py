@@ -161,7 +161,7 @@ class _Running:
             on_retried=self.retried,
             on_dead_lettered=self.dead_lettered,
         )
-        self.push.subscribe(consumer.topic, consumer.tag)
+        self.push.subscribe(consumer.topic, consumer.expression)
 
     async def handle(self, messages: list[ReceivedMessage]) -> Outcome:
         (message,) = messages

@@ -38,6 +38,12 @@ def test_a_decorated_function_is_still_that_function() -> None:
     assert double(4) == 8
 
 
+def test_tag_and_sql_exclude_each_other() -> None:
+    app = RocketQ("shop")
+    with pytest.raises(ConfigError, match="tag and sql exclude each other"):
+        app.consumer("orders", "paid", sql="amount > 3")(lambda body: None)
+
+
 def test_a_group_is_named_after_application_and_function() -> None:
     app = RocketQ("shop")
 

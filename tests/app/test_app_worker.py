@@ -45,6 +45,24 @@ async def loop(data: dict, message: ReceivedMessage): write(f"loop {data['n']} {
     assert len(worker.lines()) == 3
 
 
+def test_a_function_takes_what_its_sql_matches(app: RocketQ, make_worker: MakeWorker) -> None:
+    worker = make_worker(
+        """
+@app.consumer("priced", sql="amount >= 10 AND TAGS <> 'draft'")
+def work(body: str): write(body)
+
+@consumer("priced", sql="amount < 10")
+def small(body: str): write("small " + body)
+"""
+    ).ready()
+    for amount, tag in ((5, "a"), (10, "draft"), (10, "a"), (9, "b")):
+        app.send("priced", f"{amount}{tag}", tag=tag, properties={"amount": str(amount)})
+    assert sorted(worker.wait_lines(3)) == ["10a", "small 5a", "small 9b"]
+    assert "sql amount >= 10 AND TAGS <> 'draft'" in worker.output
+    assert worker.stop() == 0
+    assert len(worker.lines()) == 3
+
+
 def test_with_json_one_line_says_what_is_consumed_from_where(app: RocketQ, make_worker: MakeWorker) -> None:
     worker = make_worker(
         """

@@ -163,7 +163,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, dict[str, str]]] = [
     ({"queue": -1}, 29, "queueId[-1] is illegal", {}),
     ({"group": "bad group"}, 26, "subscription group [bad group] does not exist", {}),
     ({"sysFlag": 0, "group": "Unknown"}, 24, "the consumer's group info not exist", {}),
-    ({"expressionType": "SQL92", "subscription": "a = 1"}, 1, "does not support consumer to filter", {}),
+    ({"expressionType": "XPATH", "subscription": "a = 1"}, 1, "does not support consumer to filter", {}),
     ({"queueOffset": "zz"}, 1, "", {}),
 ]
 

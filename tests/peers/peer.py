@@ -136,7 +136,7 @@ class Peer:
         return results
 
     def consume(self, server: Server, topic: str, group: str, **options: Any) -> Consumption:
-        """Starts a push consumer. Options: expression, orderly, broadcast, last, fail, max_reconsume."""
+        """Starts a push consumer. Options: expression or sql, orderly, broadcast, last, fail, max_reconsume."""
         name = f"{self.name}-{next(_numbers)}"
         consumption = self._consumptions[name] = Consumption(self, name, group)
         self.ask("consume", name=name, namesrv=server.namesrv, topic=topic, group=group, **options)

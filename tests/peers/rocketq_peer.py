@@ -15,7 +15,16 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rocketq import AsyncProducer, Message, MessageQueue, Producer, PullConsumer, PushConsumer, ReceivedMessage
+from rocketq import (
+    AsyncProducer,
+    Message,
+    MessageQueue,
+    Producer,
+    PullConsumer,
+    PushConsumer,
+    ReceivedMessage,
+    Sql,
+)
 from rocketq.client import ConsumeResult, RetryLater, SendResult, by_hash
 from rocketq.remoting.tls import TlsConfig
 
@@ -143,7 +152,7 @@ class Peer:
             from_where="LAST" if c.get("last") else "FIRST",
             ordered=orderly,
         )
-        consumer.subscribe(c["topic"], c.get("expression", "*"))
+        consumer.subscribe(c["topic"], Sql(c["sql"]) if "sql" in c else c.get("expression", "*"))
         await consumer.start()
         self.consumers[name] = consumer
         return True
@@ -159,7 +168,7 @@ class Peer:
     async def poll(self, c: Object) -> Object:
         """Subscribes, takes `count` messages, commits, and leaves the group."""
         consumer = self.pull_consumer(c)
-        consumer.subscribe(c["topic"], c.get("expression", "*"))
+        consumer.subscribe(c["topic"], Sql(c["sql"]) if "sql" in c else c.get("expression", "*"))
         async with consumer:
             found = await self.take(consumer, c["count"])
             await consumer.commit()

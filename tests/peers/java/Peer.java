@@ -22,6 +22,7 @@ import org.apache.rocketmq.client.ClientConfig;
 import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.MessageSelector;
 import org.apache.rocketmq.client.consumer.PullResult;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
@@ -264,6 +265,11 @@ public class Peer {
         }
     }
 
+    static MessageSelector selector(JSONObject c) {
+        return c.containsKey("sql") ? MessageSelector.bySql(c.getString("sql"))
+            : MessageSelector.byTag(c.containsKey("expression") ? c.getString("expression") : "*");
+    }
+
     static Object consume(final JSONObject c) throws Exception {
         final String name = c.getString("name");
         final int failures = c.getIntValue("fail");
@@ -273,7 +279,7 @@ public class Peer {
             : ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setMaxReconsumeTimes(c.containsKey("max_reconsume") ? c.getIntValue("max_reconsume") : -1);
         consumer.setAwaitTerminationMillisWhenShutdown(10000); // or what listeners are at is not committed at the stop
-        consumer.subscribe(c.getString("topic"), c.containsKey("expression") ? c.getString("expression") : "*");
+        consumer.subscribe(c.getString("topic"), selector(c));
         if (c.getBooleanValue("orderly")) {
             consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
                 boolean failed = false;
@@ -367,7 +373,7 @@ public class Peer {
         DefaultLitePullConsumer consumer = configured(new DefaultLitePullConsumer(c.getString("group"), hook()), c, c.getString("group"));
         consumer.setAutoCommit(false);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
-        consumer.subscribe(c.getString("topic"), c.containsKey("expression") ? c.getString("expression") : "*");
+        consumer.subscribe(c.getString("topic"), selector(c));
         consumer.start();
         try {
             List<MessageExt> found = new ArrayList<>();
