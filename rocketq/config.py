@@ -343,6 +343,21 @@ class BrokerConfig(Config):
     message_delay_level: str = _option(
         "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h", "The delay levels 1, 2, …; units s m h d."
     )
+    pop_polling_size: int = _option(
+        1024,
+        "Pops of one group, topic, queue and filter that may wait for messages; more are answered at once.",
+        low=1,
+    )
+    max_pop_polling_size: int = _option(100_000, "Pops that may wait in all.", low=1)
+    pop_from_retry_probability: int = _option(
+        20, "In how many of 100 pops the retry topic is looked into before the topic itself.", low=0, high=100
+    )
+    default_message_request_mode: Literal["PULL", "POP"] = _option(
+        "PULL", "How groups consume that let the broker decide, when nothing was set for them."
+    )
+    default_pop_share_queue_num: int = _option(
+        -1, "Of how many other members a POP member consumes the queues too; -1: of all."
+    )
     timer_wheel_enable: bool = _option(True, "Accept and deliver timer messages, which name a time of their own.")
     timer_max_delay_sec: int = _option(
         0, "Timer messages that are due later than this are refused; 0: there is no limit.", unit="s", low=0

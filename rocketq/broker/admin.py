@@ -242,6 +242,7 @@ class Admin:
         self._store.delete_topic(name)
         self._statistics.forget_topic(name)
         self._saver.save(self._topics)
+        self._offsets.catch_up()
         self._saver.save(self._offsets)
         log.info("topic %s deleted by %s", name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
@@ -359,6 +360,7 @@ class Admin:
         if header.clean_offset:
             self._offsets.remove_group(header.group_name)
         self._saver.save(self._groups)
+        self._offsets.catch_up()
         self._saver.save(self._offsets)
         log.info("group %s deleted by %s", header.group_name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)

@@ -59,6 +59,11 @@ class Offsets:
         #: moves that the consumers were not told of yet: (topic, group) -> queue id -> offset
         self.resets: dict[tuple[str, str], dict[int, int]] = {}
         self.data_version = DataVersion(timestamp=clock_ms())
+        #: where the log of POP ended when the file that was loaded was made
+        self.revive_end = 0
+        self.revive_topic = ""
+        #: what is saved as soon as the log is on disk up to the offset before it
+        self._taken: tuple[int, Build] | None = None
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -77,6 +82,7 @@ class Offsets:
                 self.table[parts[0], parts[1]] = {int(queue): int(offset) for queue, offset in queues.items()}
         if "dataVersion" in saved:
             self.data_version = DataVersion.from_json(saved["dataVersion"])
+        self.revive_end = int(saved.get("reviveEnd", 0))
 
     def forget_lost(self) -> None:
         """After an unclean stop: take back offsets that lie behind the end of their queue.
@@ -97,15 +103,30 @@ class Offsets:
                     self._dirty = True
 
     def snapshot(self) -> Build | None:
-        """See :class:`rocketq.broker.saving.Table`."""
-        if not self._dirty:
+        """See :class:`rocketq.broker.saving.Table`.
+
+        Offsets are given out only when the log is on disk up to where it was: a power failure must not leave offsets
+        behind messages, or behind pops, that it lost.
+        """
+        store = self._store
+        if self._dirty and self._taken is None:
+            self._dirty = False
+            table = {key: queues.copy() for key, queues in self.table.items()}
+            end = store.max_offset(self.revive_topic, 0)
+            self._taken = store.written_offset, lambda: {**self._as_json(table), "reviveEnd": end}
+        if self._taken is None or self._taken[0] > store.durable_offset:
             return None
-        self._dirty = False
-        table = {key: queues.copy() for key, queues in self.table.items()}
-        return lambda: self._as_json(table)
+        build, self._taken = self._taken[1], None
+        return build
 
     def unsaved(self) -> None:
         self._dirty = True
+
+    def catch_up(self) -> None:
+        """Let the next snapshot be of what is in memory now: force the log to disk."""
+        self._dirty = self._dirty or self._taken is not None
+        self._taken = None
+        self._store.flush()
 
     def commit(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         """Note that `group` consumed everything below `offset`; any value is taken, also a lower one."""
@@ -174,13 +195,13 @@ class Offsets:
             if header.set_zero_if_not_found is False:
                 remark = "Not found, do not set to zero, maybe this group boot first"
                 return encode_response(request, ResponseCode.QUERY_NOT_FOUND, remark, {})
-            if not self._young(header.topic, header.queue_id):
+            if not self.young(header.topic, header.queue_id):
                 remark = "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first"
                 return encode_response(request, ResponseCode.QUERY_NOT_FOUND, remark, {})
             offset = 0
         return encode_response(request, ResponseCode.SUCCESS, header=QueryConsumerOffsetResponse(offset=offset))
 
-    def _young(self, topic: str, queue_id: int) -> bool:
+    def young(self, topic: str, queue_id: int) -> bool:
         """True when the queue's first message is still there, near the log's end: a new group starts at 0."""
         if self._store.min_offset(topic, queue_id) > 0:
             return False

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rocketq.broker.access import Access
 from rocketq.broker.admin import Admin
+from rocketq.broker.assignment import Assignment
 from rocketq.broker.batch import Batch
 from rocketq.broker.cleaning import Cleaning
 from rocketq.broker.clients import Clients
@@ -25,6 +26,9 @@ from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.offsets import Offsets
+from rocketq.broker.peek import Peek
+from rocketq.broker.pop import Pop
+from rocketq.broker.popwait import PopWait
 from rocketq.broker.progress import Progress
 from rocketq.broker.pull import Pull
 from rocketq.broker.query import Query
@@ -33,9 +37,12 @@ from rocketq.broker.refusal import Refused
 from rocketq.broker.registration import Registration
 from rocketq.broker.reset import Reset
 from rocketq.broker.retry import Retry
+from rocketq.broker.revive import Revive
+from rocketq.broker.revivelog import ReviveLog
 from rocketq.broker.runtime import Runtime
 from rocketq.broker.saving import Saver
 from rocketq.broker.send import Sender
+from rocketq.broker.settle import Settle
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.timer import Timer
 from rocketq.broker.topics import Topics
@@ -43,9 +50,10 @@ from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError, RocketQError, StoreError
 from rocketq.record import pack_host
 from rocketq.remoting.aio import AsyncClient
-from rocketq.remoting.bodies import TopicConfig
+from rocketq.remoting.bodies import TopicConfig, TopicRoute
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.headers import GetRouteInfoHeader
 from rocketq.remoting.server import Connection, Handler, Reply, Server
 from rocketq.store.files import Files, OsFiles
 from rocketq.store.store import Appended, MessageStore
@@ -60,6 +68,9 @@ BATCHED = frozenset(
         int(RequestCode.SEND_BATCH_MESSAGE),
         int(RequestCode.CONSUMER_SEND_MSG_BACK),
         int(RequestCode.RECALL_MESSAGE),
+        int(RequestCode.ACK_MESSAGE),
+        int(RequestCode.BATCH_ACK_MESSAGE),
+        int(RequestCode.CHANGE_MESSAGE_INVISIBLETIME),
     }
 )
 #: Not served on the second port, which is for producers and operators (`BrokerController`).
@@ -132,6 +143,47 @@ class Broker:
             self.hold,
             self.statistics,
         )
+        self.revive_log = ReviveLog(config, self.store, self.offsets, clock_ms)
+        self.offsets.revive_topic = self.revive_log.topic
+        self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end)
+        self.revive = Revive(self.store, self.topics, self.groups, self.revive_log, clock_ms)
+        self.pop = Pop(
+            config,
+            self.store,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.offsets,
+            self.batch,
+            self.revive_log,
+            self.pop_wait,
+            self.statistics,
+            self.revive.schedule,
+            clock_ms,
+        )
+        self.settle = Settle(
+            self.store,
+            self.topics,
+            self.offsets,
+            self.batch,
+            self.revive_log,
+            self.pop_wait,
+            self.revive.schedule,
+            clock_ms,
+        )
+        self.peek = Peek(
+            config, self.store, self.topics, self.groups, self.pop, self.revive_log, self.pop_wait, clock_ms
+        )
+        self.assignment = Assignment(
+            config,
+            root / "messageRequestMode.json",
+            files,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.saver,
+            self._route,
+        )
         self.retry = Retry(self.groups, self.topics, self.sender, self.store, self.statistics)
         self.recall = Recall(config, self.store, self.topics, self.sender, self.batch, self.timer, clock_ms)
         self.query = Query(config, self.store)
@@ -171,6 +223,10 @@ class Broker:
         for capability in (
             self.sender,
             self.pull,
+            self.pop,
+            self.settle,
+            self.peek,
+            self.assignment,
             self.clients,
             self.offsets,
             self.locks,
@@ -222,6 +278,7 @@ class Broker:
             self.groups.load()
             self.offsets.load()
             self.locks.load()
+            self.assignment.load()
             if not recovery.clean:
                 self.offsets.forget_lost()
             for topic in self.topics.adopt(self.store.queues()):
@@ -234,7 +291,11 @@ class Broker:
                 idle_timeout=config.server_channel_max_idle_time_seconds,
             )
             await self._server.start()
-            self.batch.start(await _packed_address(config.host, self.port))
+            store_host = await _packed_address(config.host, self.port)
+            self.batch.start(store_host)
+            self.revive_log.store_host = store_host
+            self.revive_log.recover()
+            self.revive.start()
             await self._listen_for_old_clients()
             await self.delay.start()
             self.timer.start()
@@ -265,10 +326,13 @@ class Broker:
                 await server.stop()
         self._vip = None
         self.hold.stop()
+        self.pop_wait.stop()
+        self.revive.stop()
         try:
             await self.delay.stop()
             self.timer.stop()
             await self.locks.save()
+            self.offsets.catch_up()
             for table in (self.topics, self.groups, self.offsets, self.delay):
                 self.saver.save(table)
         except StoreError as error:
@@ -316,13 +380,17 @@ class Broker:
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
+        self.pop_wait.connection_lost(connection)
         self.clients.connection_lost(connection)
 
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""
         self.statistics.arrived(messages)
         self.hold.arrived(messages)
+        self.pop_wait.arrived(messages)
         self.timer.arrived()
+        if self.revive_log.arrived(messages):
+            self.revive.schedule()
 
     # changes and periodic work
 
@@ -334,6 +402,21 @@ class Broker:
     async def _announced(self) -> None:
         if self._registration is not None:
             await self._registration.told()
+
+    async def _route(self, topic: str) -> TopicRoute | None:
+        """The topic's queues on all brokers, as a NameServer knows them; None when none does."""
+        header = GetRouteInfoHeader(topic=topic, accept_standard_json_only=True)
+        client = self._client
+        if client is None:
+            return None
+        for address in self.config.namesrv_addresses:
+            try:
+                answer = await client.call(address, RequestCode.GET_ROUTEINFO_BY_TOPIC, header, timeout=1.0)
+                if answer.code == ResponseCode.SUCCESS:
+                    return TopicRoute.decode(answer.body)
+            except (RocketQError, ValueError) as error:
+                log.warning("NameServer %s did not tell the route of topic %s: %s", address, topic, error)
+        return None
 
     def _namesrv_lost(self, address: str) -> None:
         if self._registration is not None:
@@ -358,6 +441,8 @@ class Broker:
                 if self.access is not None:
                     self.access.refresh()
                 self.store.maintain()
+                self.revive.forget_deleted()
+                self.revive_log.maintain()
                 self.batch.relax()
                 self.statistics.sample(now)
                 await self.saver.save_later(self.topics, 0.0)

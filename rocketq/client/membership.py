@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from rocketq.client.instance import ClientInstance
 from rocketq.client.queue_calls import QueueCalls
-from rocketq.client.rebalance import Strategy
 from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, InvalidMessage, RemotingError, RouteNotFound
 from rocketq.filters import SQL92, TAG, Sql, parse_codes, parse_tags
 from rocketq.message import MessageQueue
 from rocketq.names import RETRY_PREFIX, check_group, check_topic
+from rocketq.rebalance import Strategy
 from rocketq.remoting.bodies import CheckClientBody, ConsumerData, ConsumerList, SubscriptionData
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.headers import GetConsumerListByGroupHeader

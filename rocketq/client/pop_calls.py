@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from rocketq.client.instance import ClientInstance
-from rocketq.client.receipts import Receipt, batch_ack, receipts
 from rocketq.errors import BrokerError, RouteNotFound
 from rocketq.message import ReceivedMessage, decode_messages
 from rocketq.remoting.codes import RequestCode, ResponseCode
@@ -22,6 +21,7 @@ from rocketq.remoting.headers.pop import (
     PopMessageHeader,
     PopMessageResponse,
 )
+from rocketq.remoting.receipts import Receipt, batch_ack, receipts
 
 #: Most messages that a broker gives at once.
 MOST_AT_ONCE = 32

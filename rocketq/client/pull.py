@@ -13,11 +13,11 @@ from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets
 from rocketq.client.pulling import Puller, PullRules
-from rocketq.client.rebalance import Strategy, average
 from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
+from rocketq.rebalance import Strategy, average
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
 
 

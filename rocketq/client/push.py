@@ -16,7 +16,6 @@ from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
 from rocketq.client.pulling import Puller, PullRules
-from rocketq.client.rebalance import Strategy, average
 from rocketq.client.results import ConsumeResult, spread
 from rocketq.client.send_back import SendBack
 from rocketq.client.waiting import cancel_all
@@ -24,6 +23,7 @@ from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic
+from rocketq.rebalance import Strategy, average
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
 
 log = logging.getLogger("rocketq.client")

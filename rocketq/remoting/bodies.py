@@ -445,6 +445,28 @@ class CheckClientBody(Body):
     subscription_data: SubscriptionData | None = None
 
 
+class QueryAssignmentBody(Body):
+    """QUERY_ASSIGNMENT (400): which queues shall this client consume, and how?"""
+
+    topic: str = ""
+    consumer_group: str = ""
+    client_id: str = ""
+    strategy_name: str = "AVG"
+    message_model: str = "CLUSTERING"
+
+
+class MessageRequestMode(Body):
+    """How a group consumes a topic when it asks (401): `PULL` or `POP`.
+
+    `pop_share_queue_num`: a POP member consumes its own share and that of so many others; 0 or less: everything.
+    """
+
+    topic: str = ""
+    consumer_group: str = ""
+    mode: str = "PULL"
+    pop_share_queue_num: int = 0
+
+
 class ConsumerList(Body):
     """Client ids of a group's members."""
 

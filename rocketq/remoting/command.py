@@ -375,9 +375,10 @@ def encode(command: Command) -> bytes:
     return frame(header, command.body, command.serialize_type)
 
 
-def frame(header: bytes, body: bytes, serialize_type: int = JSON) -> bytes:
-    """A frame from its encoded header and its body."""
-    return _FRAME.pack(4 + len(header) + len(body), serialize_type << 24 | len(header)) + header + body
+def frame(header: bytes, body: bytes, serialize_type: int = JSON, following: int = 0) -> bytes:
+    """A frame from its encoded header and its body, of which `following` more bytes come behind."""
+    size = 4 + len(header) + len(body) + following
+    return _FRAME.pack(size, serialize_type << 24 | len(header)) + header + body
 
 
 def _json_header(
@@ -466,8 +467,13 @@ def encode_response(
     remark: str | None = None,
     header: Header | dict[str, str] | None = None,
     body: bytes = b"",
+    following: int = 0,
 ) -> bytes:
-    """The frame that answers `request`, in the header encoding that the request used."""
+    """The frame that answers `request`, in the header encoding that the request used.
+
+    `following`: so many more bytes of the body come behind this.
+    """
     ext = header.to_ext() if isinstance(header, Header) else header
     make = _binary_header if request.serialize_type == BINARY else _json_header
-    return frame(make(code, request.opaque, FLAG_RESPONSE, ext, remark), body, request.serialize_type)
+    head = make(code, request.opaque, FLAG_RESPONSE, ext, remark)
+    return frame(head, body, request.serialize_type, following)

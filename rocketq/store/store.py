@@ -364,6 +364,10 @@ class MessageStore(Reader):
             self._dispatch(end, batch)
         return batch
 
+    def flush(self) -> None:
+        """Force what is written to disk, on this thread."""
+        self._flusher.flush()
+
     def _write_failed(self, error: OSError, written: int) -> StoreError:
         """Make as if the batch had never been."""
         failure = store_error(f"cannot write to the CommitLog in {self.log.directory}", error)

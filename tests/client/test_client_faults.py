@@ -19,10 +19,10 @@ from rocketq.client.assigned import Assigned
 from rocketq.client.instance import ClientInstance
 from rocketq.client.membership import CLUSTERING, Membership
 from rocketq.client.pulling import Puller, PullRules
-from rocketq.client.rebalance import average
 from rocketq.client.troubles import REPEAT, Troubles
 from rocketq.errors import BrokerError, ConfigError, ConnectFailed, InvalidMessage
 from rocketq.message import Message, MessageQueue, ReceivedMessage
+from rocketq.rebalance import average
 from rocketq.remoting.bodies import ConsumerList
 from rocketq.remoting.command import Command
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocketq.client.rebalance import STRATEGIES, average, average_by_circle, consistent_hash, fixed
 from rocketq.message import MessageQueue
+from rocketq.rebalance import STRATEGIES, average, average_by_circle, consistent_hash, fixed
 
 
 def queues(number: int) -> list[MessageQueue]:

@@ -19,6 +19,8 @@ from rocketq.names import RETRY_PREFIX, pop_retry_topic
 from rocketq.record import CorruptRecord
 from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse, PopMessageResponse
 
+#: The revive queue that receipts of orderly pops name.
+ORDERLY_QUEUE = 999
 #: Offsets behind the start of its pop up to which a message is acknowledged in a bit set.
 MOST_BITS = 4096
 
@@ -55,7 +57,8 @@ class Receipt(NamedTuple):
 def parse_receipt(text: str, topic: str, group: str) -> Receipt:
     """The receipt of a message that `group` got when it popped `topic`. Raises CorruptRecord."""
     try:
-        start, pop_time, invisible, revive, flag, broker, queue, offset = text.split(" ")
+        start, pop_time, invisible, revive, flag, broker, queue, *offsets = text.split(" ")
+        (offset,) = offsets or [start]  # the offset may be left out
         return Receipt(
             int(start),
             int(pop_time),
@@ -65,13 +68,14 @@ def parse_receipt(text: str, topic: str, group: str) -> Receipt:
             broker,
             int(queue),
             int(offset),
-            _stored_topic(topic, group, flag),
+            stored_topic(topic, group, flag),
         )
     except ValueError:
         raise CorruptRecord(f"the receipt {text!r} of a message of topic {topic} is not one") from None
 
 
-def _stored_topic(topic: str, group: str, flag: str) -> str:
+def stored_topic(topic: str, group: str, flag: str) -> str:
+    """Where a message that `group` popped of `topic` is stored: there, or in one of its retry topics."""
     if flag == "1":
         return pop_retry_topic(topic, group)
     return f"{RETRY_PREFIX}{group}+{topic}" if flag == "2" else topic

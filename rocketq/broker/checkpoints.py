@@ -1,0 +1,130 @@
+"""Which popped messages are held by consumers, and until when. No I/O here.
+
+One pop of one queue is a check point (`PopCheckPoint`): the messages that it handed out, the end of their lease, and
+which of them are settled, that is acknowledged or given another lease. A check point whose messages are all settled
+is gone. What is left when the lease ends is revived (:mod:`rocketq.broker.revive`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """What names a check point. `topic` is where the messages are stored, `pop_time` is in ms."""
+
+    topic: str
+    group: str
+    queue_id: int
+    start_offset: int
+    pop_time: int
+
+
+class CheckPoint:
+    """Messages at `offsets` of a queue, leased until `due` (ms). `settled` has bit i for the i-th of them.
+
+    `position` is where the log of check points has it.
+    """
+
+    __slots__ = ("due", "invisible_time", "key", "offsets", "position", "settled")
+
+    def __init__(self, key: Key, offsets: Sequence[int], invisible_time: int, settled: int = 0) -> None:
+        self.key = key
+        self.offsets = offsets
+        self.invisible_time = invisible_time
+        self.settled = settled
+        self.due = key.pop_time + invisible_time
+        self.position = 0
+
+    @property
+    def done(self) -> bool:
+        return self.settled == (1 << len(self.offsets)) - 1
+
+    @property
+    def open_offsets(self) -> list[int]:
+        """Those that are not settled."""
+        return [offset for index, offset in enumerate(self.offsets) if not self.settled >> index & 1]
+
+    def bits(self, offsets: Iterable[int]) -> int:
+        """The bits of those of `offsets` that are open messages of this check point."""
+        bits = 0
+        for offset in offsets:
+            if offset in self.offsets:
+                bits |= 1 << self.offsets.index(offset)
+        return bits & ~self.settled
+
+
+class CheckPoints:
+    """All open check points, in the order in which they were put into the log."""
+
+    def __init__(self) -> None:
+        self._table: dict[Key, CheckPoint] = {}
+        self._heap: list[tuple[int, Key]] = []
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[CheckPoint]:
+        return iter(self._table.values())
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._table
+
+    def get(self, key: Key) -> CheckPoint | None:
+        return self._table.get(key)
+
+    def add(self, point: CheckPoint) -> None:
+        """A new one, or one that takes the place of the one with the same key."""
+        self._table.pop(point.key, None)
+        self._table[point.key] = point
+        heapq.heappush(self._heap, (point.due, point.key))
+
+    def remove(self, point: CheckPoint) -> None:
+        """As if it had never been."""
+        self._table.pop(point.key, None)
+
+    def settle(self, point: CheckPoint, bits: int) -> None:
+        """These messages of it are acknowledged, or leased anew."""
+        point.settled |= bits
+        if point.done:
+            self._table.pop(point.key, None)
+
+    def unsettle(self, point: CheckPoint, bits: int) -> None:
+        """Take `settle` back: what was to be stored of it could not be."""
+        point.settled &= ~bits
+        if point.key not in self._table:
+            table = sorted([*self._table.values(), point], key=lambda each: each.position)
+            self._table = {each.key: each for each in table}
+            heapq.heappush(self._heap, (point.due, point.key))
+
+    def oldest(self) -> CheckPoint | None:
+        """The one that stands first in the log."""
+        return next(iter(self._table.values()), None)
+
+    def next_due(self) -> int | None:
+        """When the first lease ends."""
+        heap = self._heap
+        while heap:
+            due, key = heap[0]
+            point = self._table.get(key)
+            if point is not None and point.due == due:
+                return due
+            heapq.heappop(heap)
+        return None
+
+    def take_due(self, now: int, most: int) -> list[CheckPoint]:
+        """Up to `most` whose lease is over. They stay in the table until they are settled or asked for again."""
+        taken: list[CheckPoint] = []
+        while len(taken) < most:
+            due = self.next_due()
+            if due is None or due > now:
+                break
+            taken.append(self._table[heapq.heappop(self._heap)[1]])
+        return taken
+
+    def again(self, points: Iterable[CheckPoint]) -> None:
+        """These were taken when they were due and could not be revived."""
+        for point in points:
+            heapq.heappush(self._heap, (point.due, point.key))

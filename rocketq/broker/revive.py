@@ -1,0 +1,165 @@
+"""What nobody acknowledged within its lease is given out again (`PopReviveService`).
+
+The message is stored once more under the retry topic of group and topic, one attempt later, or under the group's dead
+letters when its attempts are used up; with that its check point is settled. A lease that ends is met to the ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from rocketq import properties as props
+from rocketq.broker.checkpoints import CheckPoint
+from rocketq.broker.copies import append_copy
+from rocketq.broker.groups import Groups
+from rocketq.broker.revivelog import ReviveLog
+from rocketq.broker.topics import Topics
+from rocketq.errors import StoreError
+from rocketq.message import offset_message_id
+from rocketq.names import RETRY_PREFIX, dlq_topic, pop_retry_topic
+from rocketq.properties import decode_properties, encode_properties
+from rocketq.record import CorruptRecord, Record, decode_record
+from rocketq.store.store import MessageStore
+
+log = logging.getLogger("rocketq.broker")
+
+#: Check points before others get their turn on the loop.
+_PER_TURN = 64
+#: Seconds to wait after the store refused, and to the next look at the clock, which may be set.
+_RETRY_AFTER, _LOOK_AGAIN = 1.0, 1.0
+
+
+class Revive:
+    """Watches the leases."""
+
+    def __init__(
+        self,
+        store: MessageStore,
+        topics: Topics,
+        groups: Groups,
+        revive_log: ReviveLog,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._topics = topics
+        self._groups = groups
+        self._log = revive_log
+        self._clock_ms = clock_ms
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = False
+        #: messages that came again, and those that went to the dead letters, since the start
+        self.revived = self.dead = 0
+
+    def start(self) -> None:
+        self._running = True
+        self.schedule()
+
+    def stop(self) -> None:
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def schedule(self) -> None:
+        """A lease was given: look when the first one ends."""
+        due = self._log.points.next_due()
+        if due is not None and self._running:
+            self._later(min(_LOOK_AGAIN, max(0.0, (due - self._clock_ms()) / 1000)))
+
+    def _later(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        due = self._log.points.take_due(self._clock_ms(), _PER_TURN)
+        try:
+            for point in due:
+                self._revive(point)
+            self._store.write()
+        except StoreError as error:
+            log.warning("%d pops whose lease is over wait, the store refuses them: %s", len(due), error)
+            self._log.points.again(due)
+            self._later(_RETRY_AFTER)
+            return
+        except Exception:  # whatever it is: nobody would notice that messages come no more
+            log.exception("%d pops whose lease is over wait, they cannot be revived", len(due))
+            self._log.points.again(due)
+            self._later(_RETRY_AFTER)
+            return
+        for point in due:
+            self._log.points.remove(point)
+        self.schedule()
+
+    def _revive(self, point: CheckPoint) -> None:
+        """Append what is left of a check point once more, and that it is settled. Raises StoreFull."""
+        topic, group, queue_id, *_ = point.key
+        left = point.open_offsets
+        if topic in self._topics.table and group in self._groups.table:
+            for offset in left:
+                record = self._record(topic, queue_id, offset)
+                if record is not None:
+                    self._again(point, record)
+        else:
+            log.info("topic %s or group %s is gone, %d messages are not given out again", topic, group, len(left))
+        self._log.settled(point.key, left)
+
+    def _record(self, topic: str, queue_id: int, offset: int) -> Record | None:
+        where = f"message {offset} of topic {topic} queue {queue_id}"
+        entry = self._store.consume_entry(topic, queue_id, offset)
+        data = self._store.record_at(entry[0]) if entry is not None else None
+        if data is None:
+            log.error("%s was not acknowledged, and is not kept any more: it cannot be given out again", where)
+            return None
+        try:
+            return decode_record(data)
+        except CorruptRecord as error:
+            log.error("%s was not acknowledged and cannot be given out again: %s", where, error)
+            return None
+
+    def _again(self, point: CheckPoint, record: Record) -> None:
+        topic, group = record.topic, point.key.group
+        properties = decode_properties(record.properties)
+        properties.setdefault(props.FIRST_POP_TIME, str(point.key.pop_time))
+        properties.setdefault(props.ORIGIN_GROUP, group)
+        attempts = record.reconsume_times + 1
+        if attempts > self._groups.table[group].retry_max_times:
+            origin = topic.removeprefix(f"{RETRY_PREFIX}{group}_").removeprefix(f"{RETRY_PREFIX}{group}+")
+            properties.setdefault(props.RETRY_TOPIC, origin)
+            properties.setdefault(
+                props.ORIGIN_MESSAGE_ID, offset_message_id(record.store_host, record.physical_offset)
+            )
+            target = dlq_topic(group)
+            self.dead += 1
+        else:
+            target = topic if topic.startswith(RETRY_PREFIX) else pop_retry_topic(topic, group)
+            self.revived += 1
+        self._topics.create_retry(target, 1)
+        text = encode_properties(properties)
+        if len(text.encode()) > props.MAX_LENGTH:
+            text = record.properties
+        append_copy(
+            self._store,
+            record,
+            target,
+            0,
+            text,
+            properties,
+            born_host=self._log.store_host,
+            store_host=self._log.store_host,
+            reconsume_times=attempts,
+        )
+
+    def forget_deleted(self) -> None:
+        """Settle what is held of topics that are gone: a new one of that name has other messages. Raises StoreFull."""
+        gone = [point for point in self._log.points if point.key.topic not in self._topics.table]
+        for point in gone:
+            self._log.settled(point.key, point.open_offsets)
+            self._log.points.remove(point)

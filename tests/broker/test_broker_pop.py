@@ -1,0 +1,384 @@
+"""POP against a running broker: leases, acknowledgements, what comes again and when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_wire import Wire, running, with_broker
+from pop_kit import ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
+
+from rocketq.broker.server import Broker
+from rocketq.message import decode_messages
+from rocketq.remoting.command import Command
+from rocketq.remoting.receipts import Receipt
+
+
+async def stored(wire: Wire, topic: str, count: int, **more: Any) -> list[bytes]:
+    sent = [b"%d" % number for number in range(count)]
+    for body in sent:
+        assert (await wire.store(topic, body, **more)).code == 0
+    return sent
+
+
+async def until_popped(wire: Wire, topic: str, count: int, timeout: float = 5.0, **more: Any) -> list[Any]:
+    """Pops until so many messages came."""
+    got: list[Any] = []
+    deadline = time.monotonic() + timeout
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{len(got)} of {count} messages"
+        got += await pop(wire, topic, pollTime=1000, **more)
+    return got
+
+
+def test_what_is_popped_is_held_and_what_is_acknowledged_is_gone(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 5)
+        first = await pop(wire, "T", maxMsgNums=3)
+        assert bodies(first) == sent[:3]
+        rest = await pop(wire, "T")
+        assert bodies(rest) == sent[3:]
+        assert await pop(wire, "T") == []
+        assert (await ack(wire, first[0].receipt)).code == 0
+        assert (await ack(wire, first[0].receipt)).code == 0  # once more changes nothing
+        assert (await ack_all(wire, first[1:] + rest)).code == 0
+        assert len(broker.revive_log.points) == 0
+        assert await pop(wire, "T") == []
+        assert bodies(await pop(wire, "T", "another")) == sent
+
+    with_broker(tmp_path, test)
+
+
+def test_what_is_not_acknowledged_comes_again_when_its_lease_is_over(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 4, properties={"TAGS": "A", "KEYS": "k"})
+        first = await pop(wire, "T", invisibleTime=300)
+        popped_at = first[0].receipt.pop_time
+        await ack(wire, first[2].receipt)
+        again = await until_popped(wire, "T", 3, invisibleTime=60_000)
+        assert now_ms() >= popped_at + 300
+        assert sorted(bodies(again)) == [sent[0], sent[1], sent[3]]
+        for each in again:
+            message = each.message
+            assert message.store_timestamp >= popped_at + 300, "it came before its lease was over"
+            assert (message.topic, message.reconsume_times, message.tag) == ("T", 1, "A")
+            assert message.properties["ORIGIN_GROUP"] == "G"
+            assert message.properties["1ST_POP_TIME"] == str(popped_at)
+            assert each.receipt.topic == "%RETRY%G_T"
+            assert each.receipt.flag == "1"
+        assert (await ack_all(wire, again)).code == 0
+        assert len(broker.revive_log.points) == 0
+
+    with_broker(tmp_path, test)
+
+
+def test_a_pop_waits_for_a_message_and_each_message_goes_to_one(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T", 4)
+        asked = [wire.send(200050, pop_ext("T", pollTime=10_000)) for _ in range(5)]
+        await wire.until(lambda: broker.pop_wait.count == 5, what="five waiting pops")
+        info = await wire.call(200055, {"consumerGroup": "G", "topic": "T", "queueId": -1})
+        assert info.ext["pollingNum"] == "5"
+        for number in range(3):
+            await wire.store("T", b"%d" % number, queue=number)
+        got = []
+        for opaque in asked[:3]:
+            got += held(await wire.answer(opaque), "T")
+        assert sorted(bodies(got)) == [b"0", b"1", b"2"]
+        assert broker.pop_wait.count == 2
+        assert not wire.answers
+
+    with_broker(tmp_path, test)
+
+
+def test_a_wait_ends_when_it_was_to_end(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T")
+        before = now_ms()
+        answer = await wire.call(200050, pop_ext("T", pollTime=300))
+        assert answer.code == 210
+        assert now_ms() - before >= 295
+        assert {name: answer.ext[name] for name in ("startOffsetInfo", "msgOffsetInfo", "restNum")} == {
+            "startOffsetInfo": "",
+            "msgOffsetInfo": "",
+            "restNum": "0",
+        }
+
+    with_broker(tmp_path, test)
+
+
+def test_too_many_waiting_pops_are_told_so(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T")
+        for _ in range(2):
+            wire.send(200050, pop_ext("T", pollTime=10_000))
+        assert (await wire.call(200050, pop_ext("T", pollTime=10_000))).code == 209
+        assert (await wire.call(200050, pop_ext("T", "other", pollTime=200))).code == 210
+
+    with_broker(tmp_path, test, pop_polling_size=2)
+
+
+def test_a_lease_can_be_prolonged_and_shortened_while_it_lasts(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await stored(wire, "T", 2)
+        short, long = await pop(wire, "T", invisibleTime=400)
+        renewed = await lease(wire, long.receipt, 60_000)
+        assert isinstance(renewed, Receipt)
+        (again,) = await until_popped(wire, "T", 1)
+        assert again.message.body == short.message.body
+        # the old receipts are worth nothing any more
+        for receipt in (short.receipt, long.receipt):
+            refused = await lease(wire, receipt, 1000)
+            assert isinstance(refused, Command)
+            assert refused.code == 208
+            assert "lease is over" in (refused.remark or "")
+            assert (await ack(wire, receipt)).code == 0
+        assert len(broker.revive_log.points) == 2
+        at_once = await lease(wire, renewed, 1)
+        assert isinstance(at_once, Receipt)
+        (again,) = await until_popped(wire, "T", 1)
+        assert again.message.body == long.message.body
+        assert again.message.reconsume_times == 1
+
+    with_broker(tmp_path, test)
+
+
+def test_attempts_are_counted_and_then_it_is_a_dead_letter(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T")
+        group = {"groupName": "G", "retryMaxTimes": 2, "retryQueueNums": 1}
+        assert (await wire.call(200, {}, str(group).replace("'", '"').encode())).code == 0
+        sent = await wire.store("T", b"stubborn", properties={"KEYS": "k"})
+        for attempt in range(3):
+            (got,) = await until_popped(wire, "T", 1, invisibleTime=50)
+            assert got.message.reconsume_times == attempt
+        await wire.until(lambda: broker.store.max_offset("%DLQ%G", 0) == 1, what="the dead letter")
+        (dead,) = await wire.messages("%DLQ%G")
+        assert dead.body == b"stubborn"
+        assert dead.properties["RETRY_TOPIC"] == "T"
+        assert dead.properties["UNIQ_KEY"] == sent.ext["transactionId"]
+        assert await pop(wire, "T", pollTime=100) == []
+
+    with_broker(tmp_path, test)
+
+
+def test_filters_let_the_others_pass(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        for number in range(40):
+            await wire.store("T", b"%d" % number, properties={"TAGS": "AB"[number % 2]})
+        got = await pop(wire, "T", exp="A", expType="TAG")
+        assert bodies(got) == [b"%d" % number for number in range(0, 40, 2)]
+        assert (await ack_all(wire, got)).code == 0
+        assert len(broker.revive_log.points) == 0
+        waiting = wire.send(200050, pop_ext("T", exp="A", expType="TAG", pollTime=5000))
+        await wire.until(lambda: broker.pop_wait.count == 1, what="the pop waits")
+        await wire.store("T", b"b", properties={"TAGS": "B"})
+        await wire.store("T", b"a", properties={"TAGS": "A"})
+        assert bodies(held(await wire.answer(waiting), "T")) == [b"a"]
+
+    with_broker(tmp_path, test)
+
+
+def test_sql_filters_too(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        for number in range(4):
+            await wire.store("T", b"%d" % number, properties={"n": str(number)})
+        got = await pop(wire, "T", exp="n BETWEEN 1 AND 2", expType="SQL92")
+        assert bodies(got) == [b"1", b"2"]
+        refused = await wire.call(200050, pop_ext("T", exp="n >", expType="SQL92"))
+        assert refused.code == 23
+
+    with_broker(tmp_path, test)
+
+
+def test_a_new_group_begins_where_it_says(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 3)
+        assert bodies(await pop(wire, "T", "old", initMode=0)) == sent
+        # as on Apache's broker a queue whose first message is still in memory is young, and read from there
+        assert bodies(await pop(wire, "T", "new", initMode=1)) == sent
+
+    with_broker(tmp_path, test)
+
+
+def test_priorities_come_first(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "P", 4, message_type="PRIORITY")
+        for priority in (0, 2, 3, 1):
+            await wire.store("P", b"%d" % priority, queue=0, properties={"_SYS_MSG_PRIORITY_": str(priority)})
+        for _ in range(5):
+            got = await pop(wire, "P", f"G{_}")
+            assert bodies(got) == [b"3", b"2", b"1", b"0"]
+
+    with_broker(tmp_path, test)
+
+
+def test_an_orderly_group_gets_one_batch_of_a_queue_at_a_time(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 6)
+        more = {"order": "true", "maxMsgNums": 2, "queueId": 0}
+        first = await pop(wire, "T", attemptId="a", **more)
+        assert bodies(first) == sent[:2]
+        assert await pop(wire, "T", attemptId="b", **more) == []
+        # whose answer was lost asks again with the same attempt
+        again = await pop(wire, "T", attemptId="a", **more)
+        assert bodies(again) == sent[:2]
+        assert (await ack(wire, first[0].receipt)).code == 0  # of the lost answer: of no effect, if another ms
+        waiting = wire.send(200050, pop_ext("T", attemptId="b", pollTime=5000, **more))
+        await wire.until(lambda: broker.pop_wait.count == 1, what="the pop waits")
+        assert (await ack_all(wire, again)).code == 0
+        second = held(await wire.answer(waiting), "T")
+        assert bodies(second) == sent[2:4]
+        # in mid batch the group is at the first message that is not acknowledged
+        assert (await ack(wire, second[1].receipt)).code == 0
+        assert broker.offsets.query("G", "T", 0) == 2
+        assert (await ack(wire, second[0].receipt)).code == 0
+        assert broker.offsets.query("G", "T", 0) == 4
+
+    with_broker(tmp_path, test)
+
+
+def test_an_orderly_batch_begins_anew_when_its_lease_is_over(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 4)
+        more = {"order": "true", "maxMsgNums": 3}
+        first = await pop(wire, "T", invisibleTime=200, **more)
+        assert (await ack(wire, first[1].receipt)).code == 0
+        assert isinstance(await lease(wire, first[0].receipt, 500), Receipt)
+        began = now_ms()
+        answer = await wire.call(200050, pop_ext("T", pollTime=5000, **more))
+        assert now_ms() - began >= 490
+        assert bodies(held(answer, "T")) == [sent[0], sent[2], sent[3]]
+        assert answer.ext["orderCountInfo"] == "0 qo0%0 1;0 qo0%2 1;0 0 0"
+        assert answer.ext["reviveQid"] == "999"
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_a_restart_forgets_neither_leases_nor_acknowledgements(tmp_path: Path, flush: str) -> None:
+    async def test() -> None:
+        async with running(tmp_path, flush_disk_type=flush) as (_, wire):
+            sent = await stored(wire, "T", 6)
+            await stored(wire, "O", 3)
+            first = await pop(wire, "T", maxMsgNums=4, invisibleTime=2000)
+            await ack_all(wire, first[:2])
+            renewed = await lease(wire, first[2].receipt, 60_000)
+            ordered = await pop(wire, "O", order="true", maxMsgNums=2)
+            await ack(wire, ordered[0].receipt)
+        async with running(tmp_path, flush_disk_type=flush) as (broker, wire):
+            assert len(broker.revive_log.points) == 2
+            assert bodies(await pop(wire, "T", order="false")) == sent[4:]
+            assert await pop(wire, "O", order="true", maxMsgNums=2) == []
+            (again,) = await until_popped(wire, "T", 1)
+            assert again.message.body == sent[3]
+            assert isinstance(renewed, Receipt)
+            assert (await ack(wire, renewed)).code == 0
+            assert (await ack(wire, ordered[1].receipt)).code == 0
+            assert bodies(await pop(wire, "O", order="true", maxMsgNums=2)) == [b"2"]
+
+    asyncio.run(test())
+
+
+def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 3)
+        (first, *_) = await pop(wire, "T", maxMsgNums=1)
+        broker.store.writable, broker.store.why_not_writable = False, "the disk is full"
+        answer = await wire.call(200050, pop_ext("T"))
+        assert (answer.code, "full" in (answer.remark or "")) == (14, True)
+        assert (await ack(wire, first.receipt)).code == 14
+        refused = await lease(wire, first.receipt, 1000)
+        assert isinstance(refused, Command)
+        assert refused.code == 14
+        assert len(broker.revive_log.points) == 1
+        broker.store.writable = True
+        assert bodies(await pop(wire, "T")) == sent[1:]
+        assert (await ack(wire, first.receipt)).code == 0
+
+    with_broker(tmp_path, test)
+
+
+def test_peek_and_notification_give_nothing_out(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T", 2)
+        where = {"consumerGroup": "G", "topic": "T", "queueId": -1}
+        polled = where | {"pollTime": 5000, "bornTime": now_ms()}
+        told = wire.send(200054, polled)
+        await wire.until(lambda: broker.pop_wait.count == 1, what="the notification waits")
+        assert (await wire.call(200052, where | {"maxMsgNums": 5})).code == 19
+        await wire.store("T", b"x", queue=1)
+        assert (await wire.answer(told)).ext["hasMsg"] == "true"
+        for _ in range(2):
+            peeked = await wire.call(200052, where | {"maxMsgNums": 5})
+            assert [message.body for message in decode_messages(peeked.body)] == [b"x"]
+        assert bodies(await pop(wire, "T")) == [b"x"]
+        assert (await wire.call(200052, where | {"maxMsgNums": 5})).code == 19
+        assert (await wire.call(200054, where | {"pollTime": 0, "bornTime": 0})).ext["hasMsg"] == "false"
+
+    with_broker(tmp_path, test)
+
+
+def test_deleting_a_topic_ends_its_leases(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T")
+        await wire.store("T", b"of the old topic")
+        assert await pop(wire, "T", invisibleTime=1500)
+        assert (await wire.call(215, {"topic": "T"})).code == 0
+        await wire.until(lambda: len(broker.revive_log.points) == 0, what="the leases are gone")
+        await create(wire, "T")
+        await wire.store("T", b"of the new one")
+        assert bodies(await pop(wire, "T")) == [b"of the new one"]
+        assert len(broker.revive_log.points) == 1
+
+    with_broker(tmp_path, test)
+
+
+REFUSED: list[tuple[str, int, dict[str, Any], int, str]] = [
+    ("unknown topic", 200050, {"topic": "nope"}, 17, "not exist"),
+    ("too many", 200050, {"maxMsgNums": 33}, 29, "greater than 32"),
+    ("none", 200050, {"maxMsgNums": 0}, 29, "0 messages"),
+    ("no lease", 200050, {"invisibleTime": 0}, 29, "for 0 ms"),
+    ("unknown queue", 200050, {"queueId": 9}, 29, "queueId[9] is illegal"),
+    ("too late", 200050, {"bornTime": 1_000}, 210, "timeout too much"),
+    ("filter of a kind that nobody knows", 200050, {"exp": "x", "expType": "MAGIC"}, 1, "MAGIC"),
+    ("queue of an ack", 200051, {"queueId": 9}, 13, "queueId[9] is illegal"),
+    ("offset of an ack", 200051, {"offset": 99}, 208, "offset is illegal"),
+    ("receipt of an ack", 200051, {"extraInfo": "a b"}, 1, "receipt"),
+    ("topic of a change", 200053, {"topic": "nope", "invisibleTime": 1}, 17, "not exist"),
+    ("offset of a change", 200053, {"offset": 99, "invisibleTime": 1}, 208, "no message 99"),
+    ("lease of a change", 200053, {"invisibleTime": -1}, 29, "-1 ms"),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "fields", "expected", "remark"), REFUSED, ids=[row[0] for row in REFUSED]
+)
+def test_refusals_say_why(
+    tmp_path: Path, what: str, code: int, fields: dict[str, Any], expected: int, remark: str
+) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await stored(wire, "T", 2)
+        (got, _) = await pop(wire, "T")
+        ext = pop_ext("T") if code == 200050 else receipt_ext(got.receipt)
+        answer = await wire.call(code, ext | fields)
+        assert answer.code == expected, answer.remark
+        assert remark in (answer.remark or "")
+        assert len(broker.revive_log.points) == 1
+
+    with_broker(tmp_path, test)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"acks":[{"c":1}]}', b'{"acks":[{"c":"G","t":"T","so":0,"q":0}]}'])
+def test_acknowledgements_that_are_none_change_nothing(tmp_path: Path, body: bytes) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await stored(wire, "T", 1)
+        await pop(wire, "T")
+        assert (await wire.call(200151, {}, body)).code == 1
+        assert len(broker.revive_log.points) == 1
+        assert (await wire.call(200151, {}, b'{"acks":[]}')).code == 208
+
+    with_broker(tmp_path, test)
