@@ -16,10 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rocketq.client.pop_calls import Request, ack_request, batch_ack_request, change_request, read_change
-from rocketq.remoting.receipts import Receipt, fits
 from rocketq.errors import BrokerError, ConnectFailed, RemotingError
 from rocketq.remoting.codes import ResponseCode
 from rocketq.remoting.command import Command
+from rocketq.remoting.receipts import Receipt, fits
 
 if TYPE_CHECKING:
     from rocketq_kombu.engine import Engine

@@ -1,4 +1,4 @@
-"""`rocketq broker list|status|config|wipe-write|add-write`: looking after running brokers."""
+"""`rocketq broker list|status|config|clean|wipe-write|add-write`: looking after running brokers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import click
 
-from rocketq.cli.options import ClientOptions, client_options
+from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
 from rocketq.cli.output import done, print_json, show
 from rocketq.client.admin import Broker
 from rocketq.errors import BrokerError, ConfigError, RemotingError, RocketQError
@@ -117,6 +117,23 @@ def _known(broker: Broker, settings: dict[str, str], keys: Iterable[str]) -> Non
         raise ConfigError(
             f"broker {broker.name} has no setting {', '.join(unknown)}; rocketq broker config get lists them"
         )
+
+
+@click.command()
+@click.argument("broker")
+@yes_option
+@client_options
+def clean(options: ClientOptions, broker: str, yes: bool) -> None:
+    """Let BROKER (a master's name, or an address) remove at once what it would remove by and by.
+
+    That is messages older than it keeps them (fileReservedTime), at any hour of the day, and queues of topics that
+    do not exist.
+    """
+    with options.admin() as admin:
+        one = admin.broker(broker)
+        confirm(yes, f"Remove expired messages and unused queues of broker {one.name}?")
+        admin.clean(one.address)
+    done(options.as_json, f"broker {one.name} removes expired messages and unused queues", broker=one.name)
 
 
 @click.command("wipe-write")

@@ -1,9 +1,10 @@
-"""`rocketq group`: list, show, create, set, delete, progress, members, clients, reset-offset."""
+"""`rocketq group`: list, show, create, set, delete, progress, members, clients, mode, reset-offset."""
 
 from __future__ import annotations
 
 import click
 
+from rocketq.cli.group_mode import group_mode
 from rocketq.cli.group_offsets import reset_offset
 from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
 from rocketq.cli.output import done, print_json, show, time_text
@@ -22,6 +23,7 @@ def group() -> None:
 
 
 group.add_command(reset_offset)
+group.add_command(group_mode)
 
 
 @group.command("list")

@@ -26,6 +26,7 @@ BROKER_COMMANDS = {
     "list": "rocketq.cli.broker_admin:list_brokers",
     "status": "rocketq.cli.broker_admin:status",
     "config": "rocketq.cli.broker_admin:broker_config",
+    "clean": "rocketq.cli.broker_admin:clean",
     "wipe-write": "rocketq.cli.broker_admin:wipe_write",
     "add-write": "rocketq.cli.broker_admin:add_write",
 }

@@ -20,6 +20,7 @@ from rocketq.remoting.bodies import (
     ConsumeStats,
     GroupList,
     KVTable,
+    MessageRequestMode,
     OffsetWrapper,
     SubscriptionGroupConfig,
     TopicConfig,
@@ -120,6 +121,16 @@ class Admin:
         """Change settings of a running broker. Brokers ignore names that they do not know."""
         text = "".join(f"{key}={value}\n" for key, value in settings.items())
         self.ask(address, RequestCode.UPDATE_BROKER_CONFIG, body=text.encode())
+
+    def clean(self, address: str) -> None:
+        """Let a broker remove at once what it would remove by and by: CommitLog files older than it keeps them,
+        ConsumeQueue files that lead to nothing, and queues of topics that do not exist."""
+        for code in (
+            RequestCode.DELETE_EXPIRED_COMMITLOG,
+            RequestCode.CLEAN_EXPIRED_CONSUMEQUEUE,
+            RequestCode.CLEAN_UNUSED_TOPIC,
+        ):
+            self.ask(address, code)
 
     def producers(self, address: str) -> dict[str, list[dict[str, Any]]]:
         """The producer groups connected to a broker, with their members."""
@@ -426,6 +437,22 @@ class Admin:
                 continue
             return ConsumerRunningInfo.decode(bytes(answer.body))
         raise failure
+
+    def request_modes(self, group: str, topic: str) -> dict[str, MessageRequestMode | None]:
+        """How a group consumes a topic, by the masters that have the topic; None where nothing was set."""
+        found: dict[str, MessageRequestMode | None] = {}
+        addresses = self.topic_masters(topic)
+        for broker in self.brokers():
+            if broker.address in addresses:
+                answer = _json(self.ask(broker.address, RequestCode.GET_ALL_MESSAGE_REQUEST_MODE))
+                value = answer.get("messageRequestModeMap", {}).get(topic, {}).get(group)
+                found[broker.name] = MessageRequestMode.from_json(value) if value else None
+        return found
+
+    def set_request_mode(self, mode: MessageRequestMode) -> None:
+        """Say how a group consumes a topic, on all masters that have the topic. Raises RouteNotFound."""
+        for address in self.topic_masters(mode.topic):
+            self.ask(address, RequestCode.SET_MESSAGE_REQUEST_MODE, body=mode.encode())
 
     def is_online(self, address: str, group: str) -> bool:
         """Whether consumers of the group are connected to that broker."""

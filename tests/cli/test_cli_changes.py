@@ -4,6 +4,7 @@ import pytest
 from cli_kit import Cli
 from servers import start_server
 
+from rocketq.client.admin import Admin
 from rocketq.message import MessageQueue
 
 
@@ -112,3 +113,35 @@ def test_brokers_are_listed_drained_and_asked_how_they_are(cli):
     result = cli.invoke("broker", "--port", "0", "list")
     assert result.exit_code == 2
     assert "behind the command" in result.stderr
+
+
+def test_a_broker_is_told_to_clean_up(cli, monkeypatch):
+    asked = []
+    ask = Admin.ask
+
+    def recording(self, address, code, *arguments, **options):
+        asked.append(code)
+        return ask(self, address, code, *arguments, **options)
+
+    monkeypatch.setattr(Admin, "ask", recording)
+    assert cli.invoke("broker", "clean", "broker-0").exit_code == 1  # nobody says yes
+    assert 329 not in asked
+    assert cli("broker", "clean", "broker-0", "--yes", "--json") == {"broker": "broker-0"}
+    assert asked[-3:] == [329, 306, 316]
+    assert "no broker nobody" in cli("broker", "clean", "nobody", "--yes", code=1)
+
+
+def test_a_group_is_let_pop_a_topic(cli):
+    cli.topic("Popped")
+    cli.group("Poppers")
+    assert cli("group", "mode", "Poppers", "Popped", "--json") == [
+        {"broker": "broker-0", "mode": None, "share": None}
+    ]
+    assert "defaultMessageRequestMode" in cli("group", "mode", "Poppers", "Popped")[-1]
+    assert cli("group", "mode", "Poppers", "Popped", "pop", "--share", "2")[-1].split() == ["broker-0", "pop", "2"]
+    (row,) = cli("group", "mode", "Poppers", "Popped", "--json")
+    assert (row["mode"], row["share"]) == ("pop", 2)
+    assert cli("group", "mode", "Poppers", "Popped", "pull", "--json")[0]["mode"] == "pull"
+    assert "goes with pop" in cli("group", "mode", "Poppers", "Popped", "pull", "--share", "2", code=2)
+    assert "group Nobody does not exist" in cli("group", "mode", "Nobody", "Popped", "pop", code=1)
+    assert "topic Nowhere does not exist" in cli("group", "mode", "Poppers", "Nowhere", "pop", code=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from peer import Peer
 from scenarios import plain, stopped_after
-from wire import Server, call, committed, create_topic, wait_until
+from wire import Server, call, committed, create_topic, members, wait_until
 
 from rocketq.hashing import tags_code
 
@@ -344,3 +344,24 @@ def test_exports(server: Server, mqadmin: Mqadmin, client: GetClient, tmp_path: 
     assert configs["brokerConfigs"][BROKER]["brokerName"] == BROKER
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["evaluateReport"]
+
+
+def test_the_way_a_group_consumes(server: Server, mqadmin: Mqadmin, client: GetClient, name: str) -> None:
+    group = f"G_{name}"
+    create_topic(server, name, 4)
+    mqadmin(f"updateSubGroup -c {CLUSTER} -g {group}")
+    consumer = client(JAVA).consume(server, name, group)  # only a member is given queues
+    (client_id,) = wait_until(lambda: members(server, group), "the member is known")
+
+    def assigned() -> list[tuple[int, str]]:
+        asked = {"topic": name, "consumerGroup": group, "clientId": client_id, "strategyName": "AVG"}
+        answer = call(server.broker, 400, body=json.dumps({**asked, "messageModel": "CLUSTERING"}).encode())
+        found = json.loads(answer.body).get("messageQueueAssignments", [])
+        return sorted((each["messageQueue"]["queueId"], each["mode"]) for each in found)
+
+    pulled = [(queue, "PULL") for queue in range(4)]
+    wait_until(lambda: assigned() == pulled, "all queues to pull")
+    for mode, wanted in (("POP", [(-1, "POP")]), ("PULL", pulled)):
+        assert "success" in mqadmin(f"setConsumeMode -c {CLUSTER} -t {name} -g {group} -m {mode} -q 0")
+        assert assigned() == wanted
+    consumer.stop()
