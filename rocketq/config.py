@@ -324,6 +324,9 @@ class BrokerConfig(Config):
         True,
         "Let consumers filter by SQL92 expressions over properties; Apache's default is false.",
     )
+    store_reply_message_enable: bool = _option(
+        True, "Store replies to requests in <cluster>_REPLY_TOPIC, besides handing them to whoever asked."
+    )
     long_polling_enable: bool = _option(
         True, "Hold a pull that finds nothing until something arrives, for as long as the client allows."
     )

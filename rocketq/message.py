@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from rocketq import properties as names
 from rocketq.errors import InvalidMessage
+from rocketq.names import reply_topic
 from rocketq.properties import decode_properties
 from rocketq.record import (
     BORN_HOST_V6,
@@ -299,6 +300,22 @@ class ReceivedMessage:
     @property
     def sharding_key(self) -> str | None:
         return self.properties.get(names.SHARDING_KEY)
+
+    def reply(self, body: bytes) -> Message:
+        """The reply to this message, for any producer to send: ``await producer.send(request.reply(b"42"))``.
+
+        It goes to whoever waits for it in `producer.request`. Raises InvalidMessage when nobody asked for one.
+        """
+        asked = self.properties
+        wanted = (names.CORRELATION_ID, names.REPLY_TO_CLIENT, names.CLUSTER)
+        if missing := [name for name in wanted if name not in asked]:
+            raise InvalidMessage(f"message {self.message_id} is no request: it has no {', '.join(missing)}")
+        answer = Message(reply_topic(asked[names.CLUSTER]), body)
+        answer.properties[names.MSG_TYPE] = names.REPLY
+        for name in (names.CORRELATION_ID, names.REPLY_TO_CLIENT, names.TTL):
+            if name in asked:
+                answer.properties[name] = asked[name]
+        return answer
 
     @property
     def message_id(self) -> str:

@@ -134,6 +134,11 @@ def pop_retry_topic(topic: str, group: str) -> str:
     return f"{RETRY_PREFIX}{group}_{topic}"
 
 
+def reply_topic(cluster: str) -> str:
+    """The topic to which consumers of a cluster send their replies to requests."""
+    return f"{cluster}_REPLY_TOPIC"
+
+
 def revive_topic(cluster: str) -> str:
     """The topic that records what POP consumers hold and acknowledge."""
     return f"{SYSTEM_PREFIX}REVIVE_LOG_{cluster}"

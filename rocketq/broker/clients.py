@@ -107,6 +107,16 @@ class Clients:
         found = registered.subscriptions.get(topic) if registered else None
         return found or self._pulled.get((group, topic))
 
+    def producer_connection(self, client_id: str) -> Connection | None:
+        """The connection over which a producer of this id was heard last."""
+        found = [
+            member
+            for members in self.producers.values()
+            for member in members.values()
+            if member.client_id == client_id
+        ]
+        return max(found, key=lambda member: member.last_seen).connection if found else None
+
     def compensate(self, group: str, topic: str, subscription: SubscriptionData) -> None:
         """Note the subscription that a pull carried. What a heartbeat said of the topic stays in force."""
         self._pulled[group, topic] = subscription

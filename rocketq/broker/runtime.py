@@ -48,6 +48,7 @@ LIVE = frozenset(
         "recall_message_enable",
         "region_id",
         "short_polling_time_mills",
+        "store_reply_message_enable",
         "sync_flush_timeout",
         "timer_max_delay_sec",
         "timer_roll_window_slot",

@@ -271,6 +271,20 @@ class Sender:
         self._batch.add(connection, request, unique_id, queue_id, appended, wait=wait, recall_handle=recall_handle)
         return None
 
+    def accept(self, connection: Connection, header: SendHeader | SendHeaderV2, body: bytes) -> int:
+        """The queue for a message that somebody else stores. Raises Refused as for a send."""
+        if self._batch.busy:
+            raise self._flow_control()
+        limit = self._open.get(header.topic)
+        if limit is None:
+            limit = self._check_topic(connection, header.topic, header)
+        self._check_body(body)
+        if len((header.properties or "").encode()) > props.MAX_LENGTH:
+            raise self._illegal()
+        if 0 <= header.queue_id < limit:
+            return header.queue_id
+        return self._queue(connection, header.topic, header.queue_id)
+
     def _check_topic(self, connection: Connection, topic: str, header: SendHeader | SendHeaderV2) -> int:
         """The number of queue ids that the topic accepts; the topic is created if that is allowed."""
         config = self._topics.get(topic)

@@ -35,6 +35,7 @@ from rocketq.broker.query import Query
 from rocketq.broker.recall import Recall
 from rocketq.broker.refusal import Refused
 from rocketq.broker.registration import Registration
+from rocketq.broker.reply import Replies
 from rocketq.broker.reset import Reset
 from rocketq.broker.retry import Retry
 from rocketq.broker.revive import Revive
@@ -186,6 +187,9 @@ class Broker:
         )
         self.retry = Retry(self.groups, self.topics, self.sender, self.store, self.statistics)
         self.recall = Recall(config, self.store, self.topics, self.sender, self.batch, self.timer, clock_ms)
+        self.replies = Replies(
+            config, self.store, self.sender, self.batch, self.clients, lambda: self.address, clock_ms
+        )
         self.query = Query(config, self.store)
         self.reset = Reset(config, self.store, self.topics, self.groups, self.clients, self.offsets, self.hold)
         self.forward = Forward(self.store, self.clients)
@@ -233,6 +237,7 @@ class Broker:
             self.retry,
             self.timer,
             self.recall,
+            self.replies,
             self.query,
             self.reset,
             self.forward,

@@ -66,7 +66,7 @@ class Topics:
             (broker, 1, INHERITED),
             (names.OFFSET_MOVED_TOPIC, 1, READ_WRITE),
             (names.SCHEDULE_TOPIC, 18, READ_WRITE),
-            (f"{cluster}_REPLY_TOPIC", 1, READ_WRITE),
+            (names.reply_topic(cluster), 1, READ_WRITE),
             (f"rmq_sys_REVIVE_LOG_{cluster}", 8, READ_WRITE),
             (f"rmq_sys_SYNC_BROKER_MEMBER_{broker}", 1, int(Perm.INHERIT)),
             (names.HALF_TOPIC, 1, READ_WRITE),

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from rocketq.client.namesrv import AsyncLookup, ServerList, look_up
 from rocketq.client.redis_cache import AsyncRedisRoutes
+from rocketq.client.requests import Requests
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.troubles import Troubles
 from rocketq.client.waiting import wait_event
@@ -131,6 +132,10 @@ class ClientInstance:
         #: Topics that somebody sends to and that may be created by sending.
         self._publishing: set[str] = set()
         self._lookups: dict[str, asyncio.Task[Known]] = {}
+        #: Requests that wait for their replies.
+        self.requests = Requests()
+        #: Brokers that know over their present connection who we are.
+        self._introduced: set[str] = set()
         self._users = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
@@ -272,6 +277,7 @@ class ClientInstance:
     def _connection_lost(self, address: str) -> None:
         if self._users and address not in self._servers.addresses:
             log.info("connection to broker %s is lost, looking for routes again", address)
+            self._introduced.discard(address)
             self._hurry.set()
             self.heartbeat_soon()
 
@@ -314,7 +320,13 @@ class ClientInstance:
             log.log(level, "broker %s refused a heartbeat: code %d %s", address, answer.code, answer.remark)
             return False
         self._troubles.over(address)
+        self._introduced.add(address)
         return True
+
+    async def introduce(self) -> None:
+        """Sees to it that every master knows us before something depends on that; a failure shows in the log."""
+        if not self._introduced.issuperset(self._addresses(slaves=False)):
+            await self.heartbeat()
 
     def heartbeat_soon(self) -> None:
         """Some broker does not know us (any more)."""
@@ -347,6 +359,8 @@ class ClientInstance:
         if code == RequestCode.GET_CONSUMER_RUNNING_INFO:
             info = request.header(GetConsumerRunningInfoHeader)
             return self._tell(request, info.consumer_group, lambda member: member.running_info())
+        if code == RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT:
+            return self.requests.replied(request)
         if code == RequestCode.CONSUME_MESSAGE_DIRECTLY:
             return self._consume_directly(request)
         return encode_response(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Sequence
@@ -16,7 +17,8 @@ from rocketq.client.routes import Known
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
 from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
-from rocketq.message import Message, MessageQueue
+from rocketq.message import Message, MessageQueue, ReceivedMessage
+from rocketq.names import reply_topic
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.connection import Connection
@@ -208,6 +210,32 @@ class AsyncProducer:
         self._pending += 1
         self._launch(_SendMany(self, delivery, None, future))
         return await future
+
+    async def request(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: Selector | None = None,
+        key: object = None,
+        timeout: float = 3.0,
+    ) -> ReceivedMessage:
+        """Sends a message and waits for the reply of the consumer that gets it (`ReceivedMessage.reply`).
+
+        `timeout` in seconds is for both ways together; the consumer finds it in ms in the property TTL. Raises as
+        `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the same.
+        """
+        known = await self._known(message.topic)
+        for cluster in {data.cluster for data in known.route.broker_datas if data.cluster}:
+            # the reply may come from any broker of the cluster, and has to find us there
+            with contextlib.suppress(RouteNotFound):
+                await self.instance.topic(reply_topic(cluster))
+        await self.instance.introduce()
+
+        async def send(seconds: float) -> SendResult:
+            return await self.send(message, queue=queue, selector=selector, key=key, timeout=seconds)
+
+        return await self.instance.requests.reply_to(message, self.instance.client_id, send, timeout)
 
     async def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).

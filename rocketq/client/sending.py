@@ -61,7 +61,7 @@ class SendResult(msgspec.Struct, frozen=True, gc=False):
 class Outgoing:
     """A message (or a batch) ready for the wire. `ids` are the unique ids of what is in it."""
 
-    __slots__ = ("batch", "body", "flag", "ids", "properties", "retry_of", "sys_flag", "topic")
+    __slots__ = ("batch", "body", "code", "flag", "ids", "properties", "retry_of", "sys_flag", "topic")
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Outgoing:
         flag: int = 0,
         sys_flag: int = 0,
         batch: bool = False,
+        reply: bool = False,
         retry_of: tuple[int, int] | None = None,
     ) -> None:
         self.topic = topic
@@ -82,6 +83,13 @@ class Outgoing:
         self.flag = flag
         self.sys_flag = sys_flag
         self.batch = batch
+        self.code = (
+            RequestCode.SEND_BATCH_MESSAGE
+            if batch
+            else RequestCode.SEND_REPLY_MESSAGE_V2
+            if reply
+            else RequestCode.SEND_MESSAGE_V2
+        )
         #: (reconsume times, limit) of a message on its way to `%RETRY%group`.
         self.retry_of = retry_of
 
@@ -146,7 +154,7 @@ class SendCore:
         self._rng = rng or random.Random()
         self._turns: dict[str, itertools.count[int]] = {}
         self._good_topics: set[str] = set()
-        self._templates: dict[tuple[MessageQueue, bool], tuple[bytes, bytes]] = {}
+        self._templates: dict[tuple[MessageQueue, int], tuple[bytes, bytes]] = {}
 
     # messages
 
@@ -192,11 +200,20 @@ class SendCore:
         text = encode_properties(properties)
         if len(text) > names.MAX_LENGTH // 4 and len(text.encode()) > names.MAX_LENGTH:
             raise InvalidMessage(f"message for topic {topic}: its properties exceed {names.MAX_LENGTH} bytes")
-        return Outgoing(topic, body, text, (unique_id,), flag=message.flag, sys_flag=sys_flag, retry_of=retry_of)
+        return Outgoing(
+            topic,
+            body,
+            text,
+            (unique_id,),
+            flag=message.flag,
+            sys_flag=sys_flag,
+            reply=properties.get(names.MSG_TYPE) == names.REPLY,
+            retry_of=retry_of,
+        )
 
     @staticmethod
     def batchable(message: Message) -> bool:
-        """True for a message that may share a request with others: no delay, priority, transaction or retry."""
+        """True for a message that may share a request with others: no delay, priority, transaction, reply or retry."""
         return _ALONE.isdisjoint(message.properties) and not message.topic.startswith((RETRY_PREFIX, DLQ_PREFIX))
 
     @staticmethod
@@ -308,19 +325,19 @@ class SendCore:
 
     @staticmethod
     def code(outgoing: Outgoing) -> int:
-        return RequestCode.SEND_BATCH_MESSAGE if outgoing.batch else RequestCode.SEND_MESSAGE_V2
+        return outgoing.code
 
     def frame(
         self, outgoing: Outgoing, queue: MessageQueue, born_ms: int, opaque: int, oneway: bool = False
     ) -> list[bytes | memoryview]:
         """The whole request in JSON form, from a template per queue."""
-        template = self._templates.get((queue, outgoing.batch))
+        template = self._templates.get((queue, outgoing.code))
         if template is None:
             if len(self._templates) > 50_000:
                 self._templates.clear()
             fixed = _encode(self._fixed_fields(queue, outgoing.batch))
-            head = b'{"code":%d,"extFields":%b,"f":"' % (self.code(outgoing), fixed[:-1])
-            template = self._templates[(queue, outgoing.batch)] = (
+            head = b'{"code":%d,"extFields":%b,"f":"' % (outgoing.code, fixed[:-1])
+            template = self._templates[(queue, outgoing.code)] = (
                 head,
                 b'},"flag":%d,"language":"PYTHON","opaque":%d',
             )
@@ -430,6 +447,7 @@ _ALONE = frozenset(
         names.DELAY,
         names.TRAN_MSG,
         names.PRIORITY,
+        names.MSG_TYPE,
         names.TIMER_DELAY_SEC,
         names.TIMER_DELAY_MS,
         names.TIMER_DELIVER_MS,

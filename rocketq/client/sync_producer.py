@@ -16,12 +16,14 @@ from types import TracebackType
 
 from rocketq.client.instance import new_client_id
 from rocketq.client.namesrv import BlockingLookup, ServerList, look_up
+from rocketq.client.producer import AsyncProducer
 from rocketq.client.redis_cache import RedisRoutes
+from rocketq.client.requests import RequestThread
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
 from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
-from rocketq.message import Message, MessageQueue
+from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import HeartbeatData, ProducerData
 from rocketq.remoting.codes import RequestCode
@@ -73,6 +75,21 @@ class Producer:
         self._route_refresh = route_refresh
         self._heartbeat_interval = heartbeat_interval
         self._given_id = client_id
+        self._make_async = lambda: AsyncProducer(
+            group,
+            namesrv,
+            retries=retries,
+            compress_from=compress_from,
+            max_message_size=max_message_size,
+            latency_fault=latency_fault,
+            tls=tls,
+            access_key=access_key,
+            secret_key=secret_key,
+            route_cache=route_cache,
+            route_refresh=route_refresh,
+            heartbeat_interval=heartbeat_interval,
+            timeout=timeout,
+        )
         self._closed = False
         self._after_fork()
 
@@ -85,12 +102,15 @@ class Producer:
         self.client_id = self._given_id or new_client_id()
         self._lookups = threading.Lock()
         self._beats: dict[str, float] = {}
+        self._requests: RequestThread | None = None
 
     def close(self) -> None:
         """Says good-bye to the brokers and closes the connections."""
         if self._closed:
             return
         self._closed = True
+        if self._requests is not None and self._pid == os.getpid():
+            self._requests.close()
         header = UnregisterClientHeader(client_id=self.client_id, producer_group=self.group)
         for address in self._beats if self._pid == os.getpid() else ():
             if self._remoting.is_connected(address):
@@ -189,6 +209,22 @@ class Producer:
             for (index, chosen), answer in zip(placed, answers, strict=True):
                 results[index] = self._result(deliveries[index], messages[index], chosen, answer, address)
         return [results[index] for index in range(len(messages))]
+
+    def request(self, message: Message, *, timeout: float = 3.0) -> ReceivedMessage:
+        """Sends a message and waits for the reply of the consumer that gets it (`ReceivedMessage.reply`).
+
+        `timeout` in seconds is for both ways together. The first request starts a thread with connections of its own.
+        Raises as `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the
+        same.
+        """
+        if self._closed:
+            raise ConfigError(f"producer {self.group} is closed")
+        if self._pid != os.getpid():
+            self._after_fork()
+        with self._lookups:
+            if self._requests is None:
+                self._requests = RequestThread(self._make_async)
+        return self._requests.request(message, timeout)
 
     def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).

@@ -157,6 +157,29 @@ class Peer:
         self.consumers[name] = consumer
         return True
 
+    async def request(self, c: Object) -> Object:
+        """Asks with the body `text`; gives the reply. `blocking`: from code that is not asynchronous."""
+        message = Message(c["topic"], c["text"].encode())
+        seconds = c["within"] / 1000
+        if c["blocking"]:
+            with Producer("peer_asking", c["namesrv"], **self.options) as producer:
+                return describe(await asyncio.to_thread(producer.request, message, timeout=seconds))
+        return describe(await (await self.producer(c["namesrv"])).request(message, timeout=seconds))
+
+    async def respond(self, c: Object) -> bool:
+        """Starts a consumer that replies with the body in capitals; "stop" ends it."""
+        producer = await self.producer(c["namesrv"])
+
+        async def handle(messages: Sequence[ReceivedMessage]) -> None:
+            for message in messages:
+                await producer.send(message.reply(message.body.upper()))
+
+        consumer = PushConsumer(c["group"], c["namesrv"], handle, from_where="FIRST", **self.options)
+        consumer.subscribe(c["topic"])
+        await consumer.start()
+        self.consumers[c["name"]] = consumer
+        return True
+
     async def stop(self, c: Object) -> bool:
         await self.consumers.pop(c["name"]).close()
         return True
@@ -199,6 +222,8 @@ class Peer:
             "stop": self.stop,
             "poll": self.poll,
             "lite": self.lite,
+            "Rpc.request": self.request,
+            "Rpc.respond": self.respond,
         }
         return await verbs[c["do"]](c)
 
