@@ -374,6 +374,21 @@ class BrokerConfig(Config):
         high=604_740,
     )
     recall_message_enable: bool = _option(True, "Let producers take timer messages back that are not yet due.")
+    transaction_time_out: int = _option(
+        6000,
+        "A producer is asked about a transactional message that it has neither committed nor rolled back for so long.",
+        unit="ms",
+        low=0,
+    )
+    transaction_check_interval: int = _option(
+        30_000, "How often producers are asked about such messages.", unit="ms", low=10
+    )
+    transaction_check_max: int = _option(
+        15,
+        "A transactional message that its producers were asked about so often and in vain goes to "
+        "TRANS_CHECK_MAX_TIME_TOPIC.",
+        low=1,
+    )
     use_server_side_reset_offset: bool = _option(
         True,
         "Tell a group that was moved with its next pull; otherwise its connected consumers are asked to move.",

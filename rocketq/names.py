@@ -18,6 +18,9 @@ SYSTEM_GROUP_PREFIX = "CID_RMQ_SYS_"
 #: The group whose offsets on the revive topic say what of it is settled.
 REVIVE_GROUP = "CID_RMQ_SYS_REVIVE_GROUP"
 
+#: The group whose offsets on the half and op topics say what of them is settled.
+TRANSACTION_GROUP = "CID_RMQ_SYS_TRANS"
+
 #: The topic whose settings a topic created by a send inherits.
 AUTO_CREATE_TOPIC = "TBW102"
 SCHEDULE_TOPIC = "SCHEDULE_TOPIC_XXXX"
@@ -75,7 +78,7 @@ SYSTEM_GROUPS = (
     "CID_ONSAPI_PULL",
     "CID_ONSAPI_PERMISSION",
     "CID_ONSAPI_OWNER",
-    "CID_RMQ_SYS_TRANS",
+    TRANSACTION_GROUP,
 )
 
 _ILLEGAL = re.compile(r"[^%|a-zA-Z0-9_-]")

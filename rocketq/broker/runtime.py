@@ -53,6 +53,9 @@ LIVE = frozenset(
         "timer_max_delay_sec",
         "timer_roll_window_slot",
         "trace_on",
+        "transaction_check_interval",
+        "transaction_check_max",
+        "transaction_time_out",
         "use_server_side_reset_offset",
         "validate_system_topic_when_update_topic",
     }

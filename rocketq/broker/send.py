@@ -222,13 +222,16 @@ class Sender:
                 queue_id = target_queue = self._queue(connection, topic, queue_id)
             if not 0 < len(body) <= self._config.max_message_size:
                 self._check_body(body)
-            if header.sys_flag & TRANSACTION_MASK:
-                raise self._transactional()
-            plain = None if topic.startswith(names.RETRY_PREFIX) else _plain(text)
+            sys_flag = header.sys_flag
+            transactional = sys_flag & TRANSACTION_MASK
+            plain = None if transactional or topic.startswith(names.RETRY_PREFIX) else _plain(text)
             if plain is not None:
                 unique_id, (tag, keys, wait) = plain
             else:
                 properties = decode_properties(text)
+                if transactional:
+                    self._check_transactional(properties)
+                    sys_flag &= ~TRANSACTION_MASK  # the half topic is a queue like any other
                 unique_id = properties.setdefault(props.UNIQ_KEY, "") or new_unique_id()
                 properties[props.UNIQ_KEY] = unique_id
                 retried = topic
@@ -239,7 +242,7 @@ class Sender:
                 else:
                     place = self._special(retried, queue_id, properties)
                     topic, target_queue, text, deliver_time, recall_handle = place
-                    if deliver_time is None and topic != names.TIMER_TOPIC:
+                    if topic not in names.NOT_SENDABLE:  # it does not wait there
                         queue_id = target_queue
                 tag, keys = properties.get(props.TAGS), properties.get(props.KEYS)
                 wait = properties.get(props.WAIT) != "false"
@@ -255,7 +258,7 @@ class Sender:
                 unique_id=unique_id,
                 keys=keys,
                 flag=header.flag,
-                sys_flag=header.sys_flag,
+                sys_flag=sys_flag,
                 born_timestamp=header.born_timestamp,
                 born_host=connection.peer_packed,
                 store_host=self._batch.store_host,
@@ -342,8 +345,6 @@ class Sender:
         """The place of a message with properties that mean something to the broker. Changes `properties`."""
         if props.INNER_NUM in properties:
             raise self._illegal()
-        if properties.get(props.TRAN_MSG) == "true":
-            raise self._transactional()
         if topic.startswith(names.DLQ_PREFIX):
             queue_id = 0
         if props.PRIORITY in properties:
@@ -354,7 +355,27 @@ class Sender:
                 queue_id = max(0, min(int(properties[props.PRIORITY]), config.write_queue_nums - 1))
         for name in (props.POP_CK, props.MSG_REGION, props.TRACE_ON, props.CLUSTER):
             properties.pop(name, None)
+        if properties.get(props.TRAN_MSG) == "true" and not topic.startswith(
+            (names.RETRY_PREFIX, names.DLQ_PREFIX)
+        ):
+            return self._half(topic, queue_id, properties)
         return self.place(topic, queue_id, properties)
+
+    def _half(self, topic: str, queue_id: int, properties: dict[str, str]) -> Place:
+        """The place of a transactional message until it is committed; a delay counts from then."""
+        if props.PGROUP not in properties:
+            remark = (
+                f"transactional message for topic[{topic}]: the property {props.PGROUP} names no producer group"
+            )
+            raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
+        self.place(topic, queue_id, properties.copy())  # an impossible delay is refused now
+        properties = {
+            **properties,
+            props.TRANSACTION_ID: properties[props.UNIQ_KEY],
+            props.REAL_TOPIC: topic,
+            props.REAL_QID: str(queue_id),
+        }
+        return Place(names.HALF_TOPIC, 0, encode_properties(properties))
 
     def place(self, topic: str, queue_id: int, properties: dict[str, str]) -> Place:
         """Where a message to this queue waits if it is delayed, else the queue itself. May change `properties`.
@@ -451,8 +472,11 @@ class Sender:
         if len(body) > limit:
             raise self._illegal()
 
-    def _transactional(self) -> Refused:
-        return Refused(ResponseCode.NO_PERMISSION, "transactional messages are not supported yet by this broker")
+    def _check_transactional(self, properties: dict[str, str]) -> None:
+        """Refuse a flag without the property: nobody could commit the message."""
+        if properties.get(props.TRAN_MSG) != "true":
+            remark = f"sysFlag says that the message is transactional, its property {props.TRAN_MSG} does not"
+            raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
 
     def _flow_control(self) -> Refused:
         self._statistics.flow_controlled += 1
@@ -484,6 +508,8 @@ class Sender:
             body = request.body
             if not 0 < len(body) <= self._config.max_message_size:
                 self._check_body(body)
+            if header.sys_flag & TRANSACTION_MASK:
+                raise Refused(ResponseCode.MESSAGE_ILLEGAL, f"a batch to topic[{topic}] cannot be transactional")
             items = self._items(body, topic)
             append = self._store.append
             all_appended = [

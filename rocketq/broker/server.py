@@ -18,6 +18,7 @@ from rocketq.broker.access import Access
 from rocketq.broker.admin import Admin
 from rocketq.broker.assignment import Assignment
 from rocketq.broker.batch import Batch
+from rocketq.broker.checkback import CheckBack
 from rocketq.broker.cleaning import Cleaning
 from rocketq.broker.clients import Clients
 from rocketq.broker.delay import Delay
@@ -47,6 +48,7 @@ from rocketq.broker.settle import Settle
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.timer import Timer
 from rocketq.broker.topics import Topics
+from rocketq.broker.transaction import Transactions
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError, RocketQError, StoreError
 from rocketq.record import pack_host
@@ -72,6 +74,7 @@ BATCHED = frozenset(
         int(RequestCode.ACK_MESSAGE),
         int(RequestCode.BATCH_ACK_MESSAGE),
         int(RequestCode.CHANGE_MESSAGE_INVISIBLETIME),
+        int(RequestCode.END_TRANSACTION),
     }
 )
 #: Not served on the second port, which is for producers and operators (`BrokerController`).
@@ -190,6 +193,27 @@ class Broker:
         self.replies = Replies(
             config, self.store, self.sender, self.batch, self.clients, lambda: self.address, clock_ms
         )
+        self.transactions = Transactions(
+            config,
+            root / "halfMessages.json",
+            files,
+            self.store,
+            self.topics,
+            self.offsets,
+            self.sender,
+            self.batch,
+            clock_ms,
+        )
+        self.check_back = CheckBack(
+            config,
+            self.store,
+            self.transactions.halves,
+            self.topics,
+            self.clients,
+            self.batch,
+            self.transactions.note,
+            clock_ms,
+        )
         self.query = Query(config, self.store)
         self.reset = Reset(config, self.store, self.topics, self.groups, self.clients, self.offsets, self.hold)
         self.forward = Forward(self.store, self.clients)
@@ -238,6 +262,8 @@ class Broker:
             self.timer,
             self.recall,
             self.replies,
+            self.transactions,
+            self.check_back,
             self.query,
             self.reset,
             self.forward,
@@ -286,6 +312,7 @@ class Broker:
             self.assignment.load()
             if not recovery.clean:
                 self.offsets.forget_lost()
+            self.transactions.load(None if recovery.clean else recovery.checked_from)
             for topic in self.topics.adopt(self.store.queues()):
                 log.warning("topic %s has messages and no settings: it is readable and writable again", topic)
             self._server = Server(
@@ -304,6 +331,8 @@ class Broker:
             await self._listen_for_old_clients()
             await self.delay.start()
             self.timer.start()
+            self.transactions.start()
+            self.check_back.start()
             self._ticker = asyncio.create_task(self._tick())
             if config.namesrv_addresses:
                 self._client = AsyncClient(tls=config.client_tls(), on_connection_lost=self._namesrv_lost)
@@ -336,9 +365,11 @@ class Broker:
         try:
             await self.delay.stop()
             self.timer.stop()
+            await self.check_back.stop()
+            self.transactions.stop()
             await self.locks.save()
             self.offsets.catch_up()
-            for table in (self.topics, self.groups, self.offsets, self.delay):
+            for table in (self.topics, self.groups, self.transactions, self.offsets, self.delay):
                 self.saver.save(table)
         except StoreError as error:
             log.error("the broker's tables could not be written while it stops: %s", error)
@@ -396,6 +427,7 @@ class Broker:
         self.timer.arrived()
         if self.revive_log.arrived(messages):
             self.revive.schedule()
+        self.transactions.arrived()
 
     # changes and periodic work
 
@@ -452,6 +484,7 @@ class Broker:
                 self.statistics.sample(now)
                 await self.saver.save_later(self.topics, 0.0)
                 await self.saver.save_later(self.groups, 0.0)
+                await self.saver.save_later(self.transactions, 0.0)
                 await self.saver.save_later(self.offsets, offsets_every)
                 await self.saver.save_later(self.delay, offsets_every)
                 await self.timer.checkpoint()

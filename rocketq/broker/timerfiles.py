@@ -166,16 +166,8 @@ def _record(store: MessageStore, physical: int) -> Record | None:
 def find_delivered(store: MessageStore, offset: int) -> set[int]:
     """Physical offsets of the waiting records whose delivered copies are in the CommitLog from `offset` on."""
     found: set[int] = set()
-    while offset < store.readable:
-        record = store.record_at(offset)
-        if record is None:
-            file = store.log.find(offset)
-            if file is None:
-                break
-            offset = file.end  # the filler of a file
-            continue
+    for record in store.records(offset):
         prepared = prepared_offset(record)
         if prepared and props.TIMER_DEQUEUE_MS in properties_text(record):
             found.add(prepared - 1)
-        offset += len(record)
     return found

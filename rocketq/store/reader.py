@@ -164,6 +164,19 @@ class Reader:
             return None
         return self.log.view(physical_offset, size)
 
+    def records(self, physical_offset: int) -> Iterator[memoryview]:
+        """Every record of the log from the one at an offset on, to where the log ends or a file is missing."""
+        while physical_offset < self.readable:
+            record = self.record_at(physical_offset)
+            if record is not None:
+                yield record
+                physical_offset += len(record)
+                continue
+            file = self.log.find(physical_offset)
+            if file is None:
+                return
+            physical_offset = file.end  # behind the filler of this one
+
     # queues
 
     def queues(self) -> Iterator[tuple[str, int]]:

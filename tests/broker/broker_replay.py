@@ -55,6 +55,8 @@ class Replay:
         self.compared = 0
         #: physical offset there -> here
         self.places: dict[int, int] = {}
+        #: offset in the half topic there -> here
+        self.halves: dict[str, str] = {}
         #: time there -> here, ms
         self.times: dict[int, int] = {}
         #: unique id that the server gave there -> here
@@ -82,6 +84,9 @@ class Replay:
         if header["code"] in (33, 36) and "offset" in ext:
             place = int(ext["offset"])
             ext["offset"] = str(self.places.get(place, self.places.get(place - 1, place - 1) + 1))
+        if header["code"] == 37:
+            ext["commitLogOffset"] = str(self.places.get(int(ext["commitLogOffset"]), ext["commitLogOffset"]))
+            ext["tranStateTableOffset"] = self.halves.get(ext["tranStateTableOffset"], ext["tranStateTableOffset"])
         if header["code"] == 309:
             ext["msgId"] = f"{ext['msgId'][:16]}{self.places[int(ext['msgId'][16:], 16)]:016X}"
         if ext.get("key") in self.ids:

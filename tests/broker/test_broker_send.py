@@ -114,8 +114,14 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("system topic", {"topic": "SCHEDULE_TOPIC_XXXX"}, 16, "forbidden"),
     ("timer's topic", {"topic": "rmq_sys_wheel_timer"}, 16, "forbidden"),
     ("queue out of range", {"queue": 8}, 29, "request queueId[8] is illegal"),
-    ("transaction", {"properties": {"TRAN_MSG": "true"}}, 16, "not supported"),
-    ("transaction flag", {"f": 4}, 16, "not supported"),
+    ("transaction without group", {"properties": {"TRAN_MSG": "true"}}, 13, "names no producer group"),
+    ("transaction flag alone", {"f": 4}, 13, "its property TRAN_MSG does not"),
+    (
+        "transaction with an impossible delay",
+        {"properties": {"TRAN_MSG": "true", "PGROUP": "P", "TIMER_DELAY_SEC": "x"}},
+        13,
+        "is not a number",
+    ),
     (
         "timer without number",
         {"properties": {"TIMER_DELAY_SEC": "1.5"}},
