@@ -46,7 +46,8 @@ class RocketQ:
     `middleware` wraps every send and every consumption, the first one outermost. `producer` holds options of
     `rocketq.client.AsyncProducer` and `Producer` (`retries`, `compress_from`, …); other options are about connections,
     of consumers as well (`tls`, `route_cache`, `route_refresh`, …). `access_key` and `secret_key` are the account
-    where brokers ask for one (default: ROCKETQ_ACCESS_KEY and ROCKETQ_SECRET_KEY). Nothing is connected before the
+    where brokers ask for one (default: ROCKETQ_ACCESS_KEY and ROCKETQ_SECRET_KEY). `trace`: producers and consumers
+    write down what they do with each message (see `rocketq message trace`). Nothing is connected before the
     first send. Raises ConfigError for an illegal name and for half an account.
     """
 
@@ -59,6 +60,7 @@ class RocketQ:
         producer: Mapping[str, Any] | None = None,
         access_key: str | None = None,
         secret_key: str | None = None,
+        trace: bool | str = False,
         **connection_options: Any,
     ) -> None:
         wrong = check_group(name)
@@ -78,7 +80,8 @@ class RocketQ:
         if account is not None:
             connection_options.update(access_key=account.access_key, secret_key=account.secret_key)
         self.connection_options = connection_options
-        self._producer_options = {**(producer or {}), **connection_options}
+        self.trace = trace
+        self._producer_options = {"trace": trace, **(producer or {}), **connection_options}
         self._producer: Producer | None = None
         self._lock = threading.Lock()
         self._async_producers: dict[asyncio.AbstractEventLoop, asyncio.Task[AsyncProducer]] = {}

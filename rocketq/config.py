@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rocketq.errors import ConfigError
+from rocketq.names import TRACE_TOPIC
 
 if typing.TYPE_CHECKING:
     from rocketq.remoting.tls import TlsConfig
@@ -324,6 +325,11 @@ class BrokerConfig(Config):
         True,
         "Let consumers filter by SQL92 expressions over properties; Apache's default is false.",
     )
+    trace_topic_enable: bool = _option(
+        False,
+        "Have the topic for traces from the start; else the first client that traces creates it as any other.",
+    )
+    msg_trace_topic_name: str = _option(TRACE_TOPIC, "The topic that traceTopicEnable=true makes.")
     store_reply_message_enable: bool = _option(
         True, "Store replies to requests in <cluster>_REPLY_TOPIC, besides handing them to whoever asked."
     )

@@ -73,6 +73,8 @@ class Topics:
             (names.OP_HALF_TOPIC, 1, READ_WRITE),
             (names.TIMER_TOPIC, 1, READ_WRITE),
         ]
+        if config.trace_topic_enable:
+            system.append((config.msg_trace_topic_name, 1, READ_WRITE))
         if config.auto_create_topic_enable:
             system.append((names.AUTO_CREATE_TOPIC, queues, INHERITED))
         missing = [entry for entry in system if entry[0] not in self.table]

@@ -1,4 +1,4 @@
-"""`rocketq message`: get, query, at, print, recall."""
+"""`rocketq message`: get, query, at, print, recall; trace is in `message_trace`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import islice
 import click
 
 from rocketq.cli.message_text import as_block, as_line, as_object
+from rocketq.cli.message_trace import show_trace
 from rocketq.cli.options import ClientOptions, client_options, time_option
 from rocketq.cli.output import done, print_json, show, time_text
 from rocketq.client.browse import Browser, Wanted
@@ -19,13 +20,16 @@ from rocketq.message import MessageQueue, ReceivedMessage
 _body = click.option("--body", is_flag=True, help="With the body.")
 
 
-@click.group(short_help="Messages: by id, by key, by place, by time; take back delayed ones.")
+@click.group(short_help="Messages: by id, by key, by place, by time; their traces; take back delayed ones.")
 def message() -> None:
     """Messages that brokers have stored. Nothing is taken away from their consumers.
 
     Bodies are shown with --body only: as text when they are UTF-8, with control characters escaped; --json has
     others in base64.
     """
+
+
+message.add_command(show_trace)
 
 
 @message.command()

@@ -18,6 +18,7 @@ from rocketq.client.assigned import Assigned
 from rocketq.client.pulling import Statistics
 from rocketq.client.results import ConsumeResult, DeadLetter, HandlerResult, OneResult, RetryLater, spread
 from rocketq.client.send_back import SendBack, level_for
+from rocketq.client.tracing import Tracer
 from rocketq.client.waiting import wait_event
 from rocketq.message import ReceivedMessage
 
@@ -70,6 +71,8 @@ class Consuming:
         statistics: dict[str, Statistics],
     ) -> None:
         self.rules = rules
+        #: Writes down what is consumed; None: nobody does.
+        self.tracer: Tracer | None = None
         self._statistics = statistics
         self.running: set[Call] = set()
         #: Set when a call ends.
@@ -80,7 +83,12 @@ class Consuming:
         self._on_dead_lettered = on_dead_lettered
 
     async def call_handler(self, messages: list[ReceivedMessage]) -> list[OneResult] | None:
-        return await call_handler(self._handler(), messages, self.rules.group)
+        if self.tracer is None:
+            return await call_handler(self._handler(), messages, self.rules.group)
+        taken = self.tracer.taken(messages)
+        results = await call_handler(self._handler(), messages, self.rules.group)
+        self.tracer.done(taken, results)
+        return results
 
     async def hand_back(self, message: ReceivedMessage, result: OneResult) -> bool:
         """Gives a failed message to the broker and tells the hook where it went."""

@@ -16,6 +16,7 @@ from rocketq.client.instance import ClientInstance
 from rocketq.client.routes import Known
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
+from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.names import reply_topic
@@ -36,8 +37,10 @@ class AsyncProducer:
     time-out (never with a fixed queue, a selector or a key). `linger_ms` above 0 collects messages of a topic for so
     long, or until `batch_bytes` are together, and sends them as one request. `max_pending` bounds the messages without
     an answer. `compress_from`: bodies of so many bytes and more are compressed. `latency_fault`: leave slow brokers out
-    for a while. Further options (`tls`, `access_key`, `route_cache`, `route_refresh`, …) are those of `ClientInstance`;
-    or give an `instance` that others use too. Raises InvalidMessage for an illegal group, ConfigError for bad options.
+    for a while. `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of that name) what was sent, when, and how
+    long it took (`rocketq message trace`). Further options (`tls`, `access_key`, `route_cache`, `route_refresh`, …) are
+    those of `ClientInstance`; or give an `instance` that others use too. Raises InvalidMessage for an illegal group,
+    ConfigError for bad options.
 
     Use it as an async context manager, or call `start` and `close`.
     """
@@ -55,6 +58,7 @@ class AsyncProducer:
         linger_ms: float = 0,
         batch_bytes: int = 256 * 1024,
         max_pending: int = MAX_PENDING,
+        trace: bool | str = False,
         **options: Any,
     ) -> None:
         if (namesrv is None) == (instance is None):
@@ -71,6 +75,12 @@ class AsyncProducer:
         self._accumulator: Accumulator[_Send] | None = None
         if linger_ms > 0:
             self._accumulator = Accumulator(linger=linger_ms / 1000, max_bytes=min(batch_bytes, max_message_size))
+        #: Writes down what is sent; None without `trace`.
+        self.tracer: Tracer | None = None
+        trace_topic = topic_of(trace)
+        if trace_topic is not None:
+            sender = AsyncProducer(group_of(group, "PRODUCE"), instance=self.instance)
+            self.tracer = Tracer(group, trace_topic, sender)
         self._linger_timer: asyncio.TimerHandle | None = None
         self._pending = 0
         self._waiting: list[asyncio.Future[None]] = []
@@ -88,6 +98,8 @@ class AsyncProducer:
         self._loop = asyncio.get_running_loop()
         await self.instance.acquire()
         self.instance.add_producer(self.group)
+        if self.tracer is not None:
+            await self.tracer.start()
         self._running = True
 
     async def close(self) -> None:
@@ -100,6 +112,8 @@ class AsyncProducer:
                 self._send_batch(batch)
         while self._pending:
             await self._room()
+        if self.tracer is not None:
+            await self.tracer.close()
         await self.instance.remove_producer(self.group)
         await self.instance.release()
 
@@ -249,7 +263,10 @@ class AsyncProducer:
         await self._known(topic)
         address = self._master(MessageQueue(topic, broker, 0))
         answer = await self.instance.remoting.call(address, RequestCode.RECALL_MESSAGE, header, timeout=timeout)
-        return self.core.recalled(answer, address)
+        message_id = self.core.recalled(answer, address)
+        if self.tracer is not None:
+            self.tracer.recalled(topic, message_id)
+        return message_id
 
     async def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that take messages. Raises RouteNotFound, RemotingError."""
@@ -337,7 +354,11 @@ class AsyncProducer:
         except RocketQError as error:
             self._failed(send, error)
             return
-        self.core.succeeded(send.delivery, queue.broker_name, self._loop.time())
+        now = self._loop.time()
+        self.core.succeeded(send.delivery, queue.broker_name, now)
+        if self.tracer is not None:
+            outgoing, begun = send.delivery.outgoing, send.delivery.started
+            self.tracer.sent(outgoing, results, answer.ext, send.address, now - begun)
         self._leave(send)
         send.resolve(results)
 

@@ -12,7 +12,9 @@ from rocketq.client.instance import ClientInstance
 from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets
+from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import Puller, PullRules
+from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.filters import Sql
@@ -28,6 +30,8 @@ class PullConsumer(GroupMember):
     asked). The position of a queue begins at the group's stored offset, else at `from_where` ("LAST", "FIRST", or ms
     since the epoch), and moves with what `poll` returns. With `auto_commit` what earlier polls returned is committed
     every `persist_interval` seconds and by `close`; without it `commit` does.
+
+    `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of that name) what `poll` returned, and when.
 
     Per queue up to `max_messages` are fetched ahead, `pull_batch` a request. Further options (`tls`, `route_cache`, …)
     are those of `ClientInstance`; or give an `instance` to share connections. Raises InvalidMessage for an illegal
@@ -48,6 +52,7 @@ class PullConsumer(GroupMember):
         persist_interval: float = 5.0,
         rebalance_interval: float = REBALANCE_INTERVAL,
         on_rebalanced: RebalanceHook | None = None,
+        trace: bool | str = False,
         instance: ClientInstance | None = None,
         **options: Any,
     ) -> None:
@@ -76,6 +81,11 @@ class PullConsumer(GroupMember):
             illegal_offset=self._illegal_offset,
             statistics=self.statistics,
         )
+        self._tracer: Tracer | None = None
+        trace_topic = topic_of(trace)
+        if trace_topic is not None:
+            sender = AsyncProducer(group_of(group, "CONSUME"), instance=self.instance)
+            self._tracer = Tracer(group, trace_topic, sender)
         self._arrived = asyncio.Event()
         self._by_hand = False
         #: Positions before the last poll: what may be committed without a word of the user.
@@ -114,6 +124,8 @@ class PullConsumer(GroupMember):
         except BaseException:
             await self.instance.release()
             raise
+        if self._tracer is not None:
+            await self._tracer.start()
         self._running = True
         self._tasks = [asyncio.create_task(self._keep_offsets(), name=f"rocketq-offsets-{self.group}")]
         if self.membership.subscriptions:
@@ -135,6 +147,8 @@ class PullConsumer(GroupMember):
         if self.auto_commit:
             await self._commit(self.assigned.values(), wait=True)
         self.assigned.clear()
+        if self._tracer is not None:
+            await self._tracer.close()
         await self.instance.remove_member(self)
         await self.instance.release()
 
@@ -236,6 +250,8 @@ class PullConsumer(GroupMember):
                     one.process.done(messages)
                     one.room.set()
                     self.assigned[queue] = self.assigned.pop(queue)  # the others come first next time
+                    if self._tracer is not None:
+                        self._tracer.done(self._tracer.taken(messages), None)
                     return messages
             left = end - time.monotonic()
             if left <= 0:

@@ -15,9 +15,11 @@ from rocketq.client.locks import INTERVAL, Locks
 from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
 from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
+from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.results import ConsumeResult, spread
 from rocketq.client.send_back import SendBack
+from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.waiting import cancel_all
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.filters import Sql
@@ -53,6 +55,9 @@ class PushConsumer(GroupMember):
     messages are taken from a handler that does not return and handed back (not ordered). `suspend`: seconds before an
     ordered queue goes on after a failure. `persist_interval`: seconds between commits (default 5; ordered: 0.5).
 
+    `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of that name) when each message was taken up, how long the
+    handler had it and how that ended (`rocketq message trace`).
+
     Per queue at most `max_messages`, `max_bytes` and (not ordered) `max_span` offsets are held. `on_rebalanced(topic,
     assigned, revoked)`, `on_retried(message)`, `on_dead_lettered(message)` are called as it happens. Further options
     (`tls`, `access_key`, `route_cache`, …) are those of `ClientInstance`; or give an `instance` to share connections.
@@ -85,6 +90,7 @@ class PushConsumer(GroupMember):
         on_rebalanced: RebalanceHook | None = None,
         on_retried: MessageHook | None = None,
         on_dead_lettered: MessageHook | None = None,
+        trace: bool | str = False,
         instance: ClientInstance | None = None,
         **options: Any,
     ) -> None:
@@ -135,6 +141,10 @@ class PushConsumer(GroupMember):
             on_dead_lettered,
             self.statistics,
         )
+        trace_topic = topic_of(trace)
+        if trace_topic is not None:
+            sender = AsyncProducer(group_of(group, "CONSUME"), instance=instance)
+            self.consuming.tracer = Tracer(group, trace_topic, sender)
         self._puller = Puller(
             membership,
             PullRules(
@@ -193,6 +203,8 @@ class PushConsumer(GroupMember):
             self.membership.subscribe(retry_topic(self.group), "*")
         if self._send_back is not None:
             await self._send_back.start()
+        if self.consuming.tracer is not None:
+            await self.consuming.tracer.start()
         self.consuming.begin()
         self._running = True
         await self.instance.heartbeat()
@@ -229,6 +241,8 @@ class PushConsumer(GroupMember):
         for one in self.assigned.values():
             one.drop()
         self.assigned.clear()
+        if self.consuming.tracer is not None:
+            await self.consuming.tracer.close()
         await self.instance.remove_member(self)
         if self._send_back is not None:
             await self._send_back.close()

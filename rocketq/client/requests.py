@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from rocketq import properties as names
 from rocketq.errors import RequestTimeout
@@ -23,13 +21,7 @@ from rocketq.remoting.codes import ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import ReplyMessageHeader
 
-if TYPE_CHECKING:
-    from rocketq.client.producer import AsyncProducer
-
 log = logging.getLogger("rocketq.client")
-
-#: Seconds that the thread of a blocking producer's requests has to end.
-GOODBYE = 10.0
 
 
 class Requests:
@@ -110,43 +102,3 @@ def _packed(address: str) -> bytes:
         return pack_host(host.strip("[]"), int(port))
     except ValueError:
         return bytes(8)
-
-
-class RequestThread:
-    """Requests of blocking code: an asyncio producer in a thread of its own, as replies come when brokers like.
-
-    `make` gives the producer, not started. It starts with the first request.
-    """
-
-    def __init__(self, make: Callable[[], AsyncProducer]) -> None:
-        self._make = make
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rocketq-requests", daemon=True)
-        self._thread.start()
-        self._producer: asyncio.Task[AsyncProducer] | None = None
-
-    def request(self, message: Message, timeout: float) -> ReceivedMessage:
-        """As `AsyncProducer.request`."""
-        return asyncio.run_coroutine_threadsafe(self._request(message, timeout), self._loop).result()
-
-    async def _request(self, message: Message, timeout: float) -> ReceivedMessage:
-        if self._producer is None:
-            self._producer = asyncio.create_task(self._start())
-        producer = await asyncio.shield(self._producer)
-        return await producer.request(message, timeout=timeout)
-
-    async def _start(self) -> AsyncProducer:
-        producer = self._make()
-        await producer.start()
-        return producer
-
-    def close(self) -> None:
-        """Ends producer and thread."""
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(GOODBYE)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(GOODBYE)
-        self._loop.close()
-
-    async def _close(self) -> None:
-        if self._producer is not None:
-            await (await self._producer).close()

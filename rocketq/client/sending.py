@@ -61,7 +61,7 @@ class SendResult(msgspec.Struct, frozen=True, gc=False):
 class Outgoing:
     """A message (or a batch) ready for the wire. `ids` are the unique ids of what is in it."""
 
-    __slots__ = ("batch", "body", "code", "flag", "ids", "properties", "retry_of", "sys_flag", "topic")
+    __slots__ = ("batch", "body", "code", "flag", "ids", "messages", "properties", "retry_of", "sys_flag", "topic")
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Outgoing:
         properties: str,
         ids: tuple[str, ...],
         *,
+        messages: Sequence[Message] = (),
         flag: int = 0,
         sys_flag: int = 0,
         batch: bool = False,
@@ -80,6 +81,8 @@ class Outgoing:
         self.body = body
         self.properties = properties
         self.ids = ids
+        #: What it was made of.
+        self.messages = messages
         self.flag = flag
         self.sys_flag = sys_flag
         self.batch = batch
@@ -205,6 +208,7 @@ class SendCore:
             body,
             text,
             (unique_id,),
+            messages=(message,),
             flag=message.flag,
             sys_flag=sys_flag,
             reply=properties.get(names.MSG_TYPE) == names.REPLY,
@@ -254,7 +258,7 @@ class SendCore:
                 f"batch for topic {topic}: {len(body)} bytes exceed the limit of {self.options.max_message_size}"
             )
         own = encode_properties({names.UNIQ_KEY: new_unique_id(), names.WAIT: "true"})
-        return Outgoing(topic, body, own, tuple(ids), batch=True)
+        return Outgoing(topic, body, own, tuple(ids), messages=messages, batch=True)
 
     # queues
 

@@ -10,15 +10,15 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 
+from rocketq.client.background import Background
 from rocketq.client.instance import new_client_id
 from rocketq.client.namesrv import BlockingLookup, ServerList, look_up
 from rocketq.client.producer import AsyncProducer
 from rocketq.client.redis_cache import RedisRoutes
-from rocketq.client.requests import RequestThread
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
@@ -58,6 +58,7 @@ class Producer:
         heartbeat_interval: float = 30.0,
         timeout: float = 3.0,
         client_id: str | None = None,
+        trace: bool | str = False,
     ) -> None:
         rng = random.Random()
         self.group = group
@@ -75,7 +76,7 @@ class Producer:
         self._route_refresh = route_refresh
         self._heartbeat_interval = heartbeat_interval
         self._given_id = client_id
-        self._make_async = lambda: AsyncProducer(
+        self._make_async: Callable[[], AsyncProducer] = lambda: AsyncProducer(
             group,
             namesrv,
             retries=retries,
@@ -89,7 +90,9 @@ class Producer:
             route_refresh=route_refresh,
             heartbeat_interval=heartbeat_interval,
             timeout=timeout,
+            trace=trace,
         )
+        self._trace = trace
         self._closed = False
         self._after_fork()
 
@@ -102,15 +105,15 @@ class Producer:
         self.client_id = self._given_id or new_client_id()
         self._lookups = threading.Lock()
         self._beats: dict[str, float] = {}
-        self._requests: RequestThread | None = None
+        self._background: Background | None = None
 
     def close(self) -> None:
         """Says good-bye to the brokers and closes the connections."""
         if self._closed:
             return
         self._closed = True
-        if self._requests is not None and self._pid == os.getpid():
-            self._requests.close()
+        if self._background is not None and self._pid == os.getpid():
+            self._background.close()
         header = UnregisterClientHeader(client_id=self.client_id, producer_group=self.group)
         for address in self._beats if self._pid == os.getpid() else ():
             if self._remoting.is_connected(address):
@@ -198,8 +201,10 @@ class Producer:
         for address, placed in by_broker.items():
             now = _now_ms()
             requests = []
+            begun = time.monotonic()
             for index, chosen in placed:
                 outgoing = deliveries[index].outgoing
+                deliveries[index].started = begun
                 requests.append((self.core.code(outgoing), self.core.fields(outgoing, chosen, now), outgoing.body))
             answers: list[Command | RemotingError]
             try:
@@ -217,14 +222,17 @@ class Producer:
         Raises as `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the
         same.
         """
+        return self._in_background().request(message, timeout)
+
+    def _in_background(self) -> Background:
         if self._closed:
             raise ConfigError(f"producer {self.group} is closed")
         if self._pid != os.getpid():
             self._after_fork()
         with self._lookups:
-            if self._requests is None:
-                self._requests = RequestThread(self._make_async)
-        return self._requests.request(message, timeout)
+            if self._background is None:
+                self._background = Background(self._make_async())
+        return self._background
 
     def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).
@@ -239,7 +247,10 @@ class Producer:
         if address is None:
             raise RouteNotFound(f"broker {broker}, which has the message, has no master just now (topic {topic})")
         answer = self._remoting.call(address, RequestCode.RECALL_MESSAGE, header, timeout=timeout)
-        return self.core.recalled(answer, address)
+        message_id = self.core.recalled(answer, address)
+        if self._trace:
+            self._in_background().recalled(topic, message_id)
+        return message_id
 
     def queues(self, topic: str) -> list[MessageQueue]:
         """The queues of a topic that take messages. Raises RouteNotFound, RemotingError."""
@@ -286,7 +297,10 @@ class Producer:
         self, delivery: Delivery, outgoing: Outgoing, chosen: MessageQueue, answer: Command, address: str
     ) -> list[SendResult]:
         results = self.core.results(outgoing, chosen, answer, address)
-        self.core.succeeded(delivery, chosen.broker_name, time.monotonic())
+        now = time.monotonic()
+        self.core.succeeded(delivery, chosen.broker_name, now)
+        if self._trace and not self._closed:
+            self._in_background().sent(outgoing, results, answer.ext, address, now - delivery.started)
         return results
 
     def _before_retry(self, delivery: Delivery, chosen: MessageQueue | None, error: RocketQError) -> None:

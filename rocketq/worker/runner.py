@@ -157,6 +157,7 @@ class _Running:
             ordered=consumer.ordered,
             concurrency=size,
             max_reconsume_times=consumer.max_retries,
+            trace=app.trace,
             on_rebalanced=self.rebalanced,
             on_retried=self.retried,
             on_dead_lettered=self.dead_lettered,

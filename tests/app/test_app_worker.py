@@ -14,6 +14,9 @@ from app_processes import WorkerProcess, alive
 from servers import ServerProcess, start_server, wait_until
 
 from rocketq import RocketQ
+from rocketq.client.admin import Admin
+from rocketq.client.browse import Browser
+from rocketq.trace import decode
 
 MakeWorker = Callable[..., WorkerProcess]
 
@@ -61,6 +64,26 @@ def small(body: str): write("small " + body)
     assert "sql amount >= 10 AND TAGS <> 'draft'" in worker.output
     assert worker.stop() == 0
     assert len(worker.lines()) == 3
+
+
+def test_an_application_that_traces(server: ServerProcess, make_worker: MakeWorker) -> None:
+    worker = make_worker(
+        """
+app.trace = True
+
+@app.consumer("traced")
+def work(body: str): write(body)
+"""
+    ).ready()
+    app = RocketQ("tracing", server.namesrv, trace=True)
+    sent = app.send("traced", "x")
+    app.close()
+    worker.wait_lines(1)
+    assert worker.stop() == 0
+    with Admin(server.namesrv, timeout=10) as admin:
+        found = Browser(admin).by_key("RMQ_SYS_TRACE_TOPIC", sent.message_id)
+    kinds = [trace.kind for message in found for trace in decode(message.body.decode())]
+    assert sorted(kinds) == ["Pub", "SubAfter", "SubBefore"]
 
 
 def test_with_json_one_line_says_what_is_consumed_from_where(app: RocketQ, make_worker: MakeWorker) -> None:

@@ -294,3 +294,13 @@ def test_a_save_that_fails_is_due_again(tmp_path: Path) -> None:
         assert table.dirty
 
     asyncio.run(main())
+
+
+def test_the_topic_for_traces_is_there_where_it_is_wanted(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        config = broker.topics.table["MyTraces"]
+        assert (config.read_queue_nums, config.write_queue_nums, config.perm) == (1, 1, 6)
+        assert broker.topics.is_system("MyTraces")
+        assert "RMQ_SYS_TRACE_TOPIC" not in broker.topics.table
+
+    with_broker(tmp_path, test, trace_topic_enable=True, msg_trace_topic_name="MyTraces")

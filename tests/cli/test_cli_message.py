@@ -1,5 +1,6 @@
 """`rocketq message` against a server process."""
 
+import asyncio
 import base64
 import socket
 import time
@@ -12,7 +13,11 @@ from servers import start_server, wait_until
 from rocketq.cli.main import main
 from rocketq.cli.message import read_handle
 from rocketq.cli.message_text import body_text
-from rocketq.message import Message
+from rocketq.cli.message_trace import steps
+from rocketq.client import ConsumeResult, Producer, PushConsumer, RetryLater
+from rocketq.message import Message, ReceivedMessage
+from rocketq.record import Record, pack_host
+from rocketq.trace import Trace
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +161,66 @@ def test_a_timeout_is_an_error_of_one_line():
         assert result.stderr.startswith("Error: ")
         assert address in result.stderr
         assert time.monotonic() - begin < 5
+
+
+def test_what_became_of_a_message(cli):
+    topic = cli.topic("Traced")
+    with Producer("PG", cli.namesrv, trace=True) as producer:
+        sent = producer.send(Message(topic, b"x", tag="t", keys="k"))
+        late = producer.send(Message(topic, b"late"), delay=60.0)
+        producer.recall(topic, late.recall_handle)
+
+    async def consume(answers):
+        seen = asyncio.Event()
+
+        async def handle(messages):
+            result = answers.pop(0)
+            if not answers:
+                seen.set()
+            return result
+
+        consumer = PushConsumer("TG", cli.namesrv, handle, from_where="FIRST", trace=True)
+        consumer.subscribe(topic)
+        async with consumer:
+            await asyncio.wait_for(seen.wait(), 30)
+
+    asyncio.run(consume([RetryLater(1), ConsumeResult.SUCCESS]))
+    records = cli("message", "trace", sent.message_id, "--json")
+    assert sorted(record["kind"] for record in records) == [
+        "Pub",
+        "SubAfter",
+        "SubAfter",
+        "SubBefore",
+        "SubBefore",
+    ]
+    (pub,) = [record for record in records if record["kind"] == "Pub"]
+    assert (pub["topic"], pub["tags"], pub["keys"], pub["success"]) == (topic, "t", "k", True)
+    assert "retries" not in pub
+    heading, *lines = cli("message", "trace", sent.message_id)
+    assert heading.split() == ["TIME", "WHAT", "GROUP", "CLIENT", "COST", "MS", "STATUS", "DELIVERY"]
+    told = [line.split()[2:] for line in lines]
+    assert [[what, group, status, delivery] for what, group, _, _, status, delivery in told] == [
+        ["sent", "PG", "success", "-"],
+        ["consumed", "TG", "failed", "1"],
+        ["consumed", "TG", "success", "2"],
+    ]
+    told = cli("message", "trace", late.message_id)[1:]
+    assert ["sent (delay)" in told[0], "recalled" in told[1]] == [True, True]
+    assert "nothing about message NONE" in cli("message", "trace", "NONE", code=1)
+
+
+def test_the_steps_of_a_trace_that_is_not_whole():
+    host = pack_host("10.0.0.7", 1)
+    message = ReceivedMessage(Record(0, 0, 0, 0, 0, 0, 0, 0, 1, host, 2, host, 0, 0, b"x", "T", ""))
+    begun = Trace("SubBefore", "ID", 5, group="G", request_id="r1", retries=2)
+    ended = Trace("SubAfter", "ID", 6, group="G", request_id="r2", cost=9, success=False, outcome=1)
+    odd = Trace("SubAfter", "ID", 7, group="G", request_id="r3", success=False, outcome=77)
+    transaction = Trace("EndTransaction", "ID", 8, group="PG", state="COMMIT_MESSAGE")
+    pub = Trace("Pub", "ID", 4, group="PG", message_type=99, success=False, client_host="10.0.0.8")
+    assert steps([(message, trace) for trace in (transaction, odd, ended, begun, pub)]) == [
+        (4, "sent", "PG", "10.0.0.8", 0, "failed", None),
+        (5, "consumed", "G", "10.0.0.7", None, "not finished", 3),
+        (6, "consumed", "G", "10.0.0.7", 9, "time out", None),
+        (7, "consumed", "G", "10.0.0.7", 0, "failed", None),
+        (8, "transaction", "PG", "10.0.0.7", None, "commit_message", None),
+    ]

@@ -136,10 +136,15 @@ class Peer:
         return results
 
     def consume(self, server: Server, topic: str, group: str, **options: Any) -> Consumption:
-        """Starts a push consumer. Options: expression or sql, orderly, broadcast, last, fail, max_reconsume."""
+        """Starts a push consumer, with another `verb` perhaps.
+
+        Options: expression or sql, trace (ours), orderly, broadcast, last, fail, max_reconsume.
+        """
         name = f"{self.name}-{next(_numbers)}"
         consumption = self._consumptions[name] = Consumption(self, name, group)
-        self.ask("consume", name=name, namesrv=server.namesrv, topic=topic, group=group, **options)
+        self.ask(
+            options.pop("verb", "consume"), name=name, namesrv=server.namesrv, topic=topic, group=group, **options
+        )
         return consumption
 
     def close(self) -> None:

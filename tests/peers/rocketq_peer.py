@@ -151,6 +151,7 @@ class Peer:
             model="BROADCASTING" if c.get("broadcast") else "CLUSTERING",
             from_where="LAST" if c.get("last") else "FIRST",
             ordered=orderly,
+            trace=c.get("trace", False),
         )
         consumer.subscribe(c["topic"], Sql(c["sql"]) if "sql" in c else c.get("expression", "*"))
         await consumer.start()
