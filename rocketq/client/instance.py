@@ -134,8 +134,9 @@ class ClientInstance:
         self._lookups: dict[str, asyncio.Task[Known]] = {}
         #: Requests that wait for their replies.
         self.requests = Requests()
-        #: Brokers that know over their present connection who we are.
+        #: Brokers that were told over their present connection who we are, and who is telling them.
         self._introduced: set[str] = set()
+        self._introducing = asyncio.Lock()
         self._users = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
@@ -297,15 +298,15 @@ class ClientInstance:
         """Tells every broker who is here; False when one could not be told."""
         if not self._producers and not self._members:
             return True
+        return await self._beat_all(self._addresses(slaves=bool(self._members)))
+
+    async def _beat_all(self, addresses: Iterable[str]) -> bool:
         body = HeartbeatData(
             client_id=self.client_id,
             producer_data_set=[ProducerData(group_name=group) for group in self._producers],
             consumer_data_set=[member.consumer_data() for member in self._members.values()],
         ).encode()
-        results = await asyncio.gather(
-            *[self._beat(address, body) for address in self._addresses(slaves=bool(self._members))]
-        )
-        return all(results)
+        return all(await asyncio.gather(*[self._beat(address, body) for address in addresses]))
 
     async def _beat(self, address: str, body: bytes) -> bool:
         try:
@@ -324,9 +325,16 @@ class ClientInstance:
         return True
 
     async def introduce(self) -> None:
-        """Sees to it that every master knows us before something depends on that; a failure shows in the log."""
-        if not self._introduced.issuperset(self._addresses(slaves=False)):
-            await self.heartbeat()
+        """Sees to it that every master knows us before something depends on that.
+
+        One that cannot be told now is not waited for a second time: the regular heartbeats tell it.
+        """
+        async with self._introducing:
+            strangers = set(self._addresses(slaves=False)) - self._introduced
+            if strangers:
+                self._introduced |= strangers
+                if not await self._beat_all(strangers):
+                    self.heartbeat_soon()
 
     def heartbeat_soon(self) -> None:
         """Some broker does not know us (any more)."""

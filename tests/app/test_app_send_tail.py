@@ -63,6 +63,7 @@ def test_tail_filters_by_tag_and_by_time_and_stops_at_the_end(server: ServerProc
     bodies = [int(seen["body"]) for seen in tail_all(server, "cli-many", "--tag", "even || none")]
     assert sorted(bodies) == list(range(0, 40, 2))
     assert tail_all(server, "cli-many", "--tag", "none") == []
+    assert len(tail_all(server, "cli-many", "--sql", "TAGS = 'odd'")) == 20
     assert len(tail_all(server, "cli-many", "--count", "7")) == 7
     time.sleep(0.01)
     border = datetime.now()
@@ -116,6 +117,8 @@ def test_a_delayed_message_comes_later(server: ServerProcess) -> None:
         (["tail", "t", "--from", "someday"], 2, "someday"),
         (["tail", "not-there", "--no-follow"], 1, "not-there"),
         (["tail", "t", "--tag", "||"], 1, "tag expression"),
+        (["tail", "t", "--sql", "a >"], 1, "position 4"),
+        (["tail", "t", "--sql", "a > 3", "--tag", "x"], 2, "exclude each other"),
     ],
 )
 def test_what_cannot_work_says_why(server: ServerProcess, arguments: list[str], code: int, text: str) -> None:

@@ -9,7 +9,9 @@ from client_helpers import Collector, fresh, until
 from servers import ServerProcess
 
 from rocketq.client import AsyncProducer, Producer, PushConsumer
-from rocketq.message import Message
+from rocketq.client.admin import Admin
+from rocketq.message import Message, MessageQueue, ReceivedMessage
+from rocketq.remoting.bodies import TopicConfig
 
 
 def name_server(directory: Path) -> ServerProcess:
@@ -72,5 +74,45 @@ def test_a_consumer_finds_a_broker_that_is_added(tmp_path: Path) -> None:
                             lambda: "b" in {q.broker_name for q in consumer.assigned if q.topic == topic},
                             "queues of b",
                         )
+
+    asyncio.run(main())
+
+
+def test_a_reply_comes_from_a_broker_that_does_not_have_the_topic(tmp_path: Path) -> None:
+    topic, replies = fresh("Asked"), "DefaultCluster_REPLY_TOPIC"
+
+    async def main() -> None:
+        with (
+            name_server(tmp_path) as names,
+            broker(tmp_path, "a", names.namesrv),
+            broker(tmp_path, "b", names.namesrv) as other,
+            Admin(names.namesrv) as admin,
+        ):
+            admin.create_topic(TopicConfig(topic, 2, 2), broker="a")
+            through = ["b"]
+            async with (
+                AsyncProducer("PG", names.namesrv) as asking,
+                AsyncProducer("RG", names.namesrv) as answering,
+            ):
+
+                async def answer(messages: list[ReceivedMessage]) -> None:
+                    for message in messages:
+                        queue = MessageQueue(replies, through[0], 0)
+                        await answering.send(message.reply(message.body.upper()), queue=queue)
+
+                async def knows_both() -> bool:
+                    await answering.instance.refresh_routes()
+                    return len(await answering.queues(replies)) == 2
+
+                while not await knows_both():
+                    await asyncio.sleep(0.05)
+                consumer = PushConsumer(fresh("G"), names.namesrv, answer, from_where="FIRST")
+                consumer.subscribe(topic)
+                async with consumer:
+                    assert (await asking.request(Message(topic, b"one"), timeout=20.0)).body == b"ONE"
+                    through[0] = "a"
+                    other.kill()
+                    for _ in range(3):  # a broker that is gone keeps nobody waiting
+                        assert (await asking.request(Message(topic, b"two"), timeout=5.0)).body == b"TWO"
 
     asyncio.run(main())
