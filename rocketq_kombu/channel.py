@@ -22,7 +22,7 @@ from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage
 from rocketq.names import DLQ_PREFIX
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
-from rocketq_kombu.leases import Keeper, Lease, Leases
+from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
 from rocketq_kombu.names import KEYED, escape, topic_of
 from rocketq_kombu.publishing import Publishing
 from rocketq_kombu.sources import MOST, Arrival, CursorSource, Source, WorkSource
@@ -172,9 +172,9 @@ class Channel(Publishing):
             return 0
         return max(1, min(MOST, free // sources))
 
-    def renew(self) -> None:
-        """Renew the leases of what was handed out, and of what waits for room."""
-        self.qos.renew([one.lease for one in list(self._ready) if one.lease is not None])
+    def renew(self, ask: Ask | None = None) -> None:
+        """Renew the leases of what was handed out, and of what waits for room; with `ask` wait for the answers."""
+        self.qos.renew([one.lease for one in list(self._ready) if one.lease is not None], ask)
 
     def settled(self) -> None:
         """A message was settled: there is room again."""

@@ -30,6 +30,8 @@ log = logging.getLogger("rocketq.kombu")
 _TIMEOUT = 5.0
 #: Seconds between attempts to settle a message whose broker is away.
 _AGAIN = 1.0
+#: Has an address, code and header answered, and waits for that.
+Ask = Callable[..., Command]
 #: `reviveQueue` of messages popped in order: a batch of acknowledgements would not say when each was popped.
 _ORDERED = 999
 
@@ -127,8 +129,8 @@ class Keeper:
         except ConnectFailed as error:
             done(error)
 
-    def renew(self, lease: Lease) -> None:
-        """Keep the message, which is marked as busy, for another lease."""
+    def renew(self, lease: Lease, ask: Ask | None = None) -> None:
+        """Keep the message, which is marked as busy, for another lease; with `ask` wait for the answer."""
         began = time.monotonic()
 
         def done(answer: Command | RemotingError) -> None:
@@ -145,14 +147,21 @@ class Keeper:
             if settled is not None:
                 settled()
 
+        request = change_request(lease.group, lease.receipt, int(self.lease * 1000))
         try:
-            self._send(lease, change_request(lease.group, lease.receipt, int(self.lease * 1000)), done)
-        except ConnectFailed as error:
-            done(error)
+            if ask is None:
+                self._send(lease, request, done)
+                return
+            answer: Command | RemotingError = ask(self._address(lease), *request)
+        except RemotingError as error:
+            answer = error
+        done(answer)
+
+    def _address(self, lease: Lease) -> str:
+        return self._address_of(lease.receipt.broker_name) or lease.address
 
     def _send(self, lease: Lease, request: Request, done: Callable[[Command | RemotingError], None]) -> None:
-        address = self._address_of(lease.receipt.broker_name) or lease.address
-        self._engine.send(address, *request, timeout=_TIMEOUT, done=done)
+        self._engine.send(self._address(lease), *request, timeout=_TIMEOUT, done=done)
 
 
 class Leases:
@@ -210,7 +219,7 @@ class Leases:
             self._keeper.ack(lease)
         self.channel.settled()
 
-    def renew(self, others: list[Lease]) -> None:
+    def renew(self, others: list[Lease], ask: Ask | None = None) -> None:
         """Renew what has less than two thirds of its lease left, here and of `others`."""
         soon = time.monotonic() + self._keeper.lease * 2 / 3
         with self._lock:
@@ -219,7 +228,7 @@ class Leases:
             for lease in due:
                 lease.busy = True
         for lease in due:
-            self._keeper.renew(lease)
+            self._keeper.renew(lease, ask)
 
     def restore_unacked(self) -> list[Any]:
         """Give everything back that is not settled."""

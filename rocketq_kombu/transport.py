@@ -161,23 +161,29 @@ class Transport(virtual.Transport):
                 log.warning("short-lived queues could not be renewed, trying again: %s", error)
 
     def _renew(self) -> None:
+        """Leave it to the thread where there is one: nobody else may be there when the answer comes."""
+        if self._may_be_busy:
+            self.renew_meanwhile()
+            return
         for channel in list(self.channels):
             channel.renew()
 
+    @property
+    def _may_be_busy(self) -> bool:
+        """Whether the thread that would renew leases works on tasks as well: it does in the solo pool, too."""
+        return self._hub is None or "celery.concurrency.solo" in sys.modules
+
     def renew_meanwhile(self) -> None:
-        """Without an event loop a thread renews leases while the only other one is busy with a task."""
-        if self._hub is None and (self._renewer is None or not self._renewer.is_alive()):
+        """A thread renews leases where the only other one may be busy with a task."""
+        if self._may_be_busy and (self._renewer is None or not self._renewer.is_alive()):
             self._renewer = threading.Thread(target=self._renew_forever, name="rocketq-leases", daemon=True)
             self._renewer.start()
 
     def _renew_forever(self) -> None:
-        """As long as there is no event loop."""
-        while True:
-            time.sleep(self.options.lease / 3)
-            if self._hub is not None or self.closed:
-                return
-            self._renew()
-            self.engine.turn(0.05)  # for the receipts, when nobody else reads
+        while self._may_be_busy and not self.closed:
+            time.sleep(self.options.lease / 4)
+            for channel in list(self.channels):
+                channel.renew(self.cluster.ask)
 
     def lost(self, topic: str) -> None:
         """A broker of a topic does not answer: its address may have changed."""

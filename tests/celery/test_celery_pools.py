@@ -1,0 +1,57 @@
+"""Every pool runs every kind of task on our server, with results over rpc://."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+from celery import chain, chord, group
+from celery_kit import Site, Worker
+from servers import wait_until
+
+
+def test_results_chains_and_groups_come_back_over_rpc(site: Callable[..., Site], pool: str) -> None:
+    here = site()
+    with Worker(here, pool).wait_ready() as worker:
+        assert here.s("add", 2, 3).delay().get(timeout=20) == 5
+        assert chain(here.s("add", 1, 1), here.s("add", 10), here.s("add", 100))().get(timeout=20) == 112
+        assert group(here.s("add", n, n) for n in range(20))().get(timeout=20) == [2 * n for n in range(20)]
+        results = [here.s("work", number).delay() for number in range(40)]
+        assert [result.get(timeout=20) for result in results] == list(range(40))
+        failed = here.s("broken").delay()
+        assert str(failed.get(timeout=20, propagate=False)) == "this one is broken"
+        assert worker.stop() == 0
+    assert set(here.done().values()) == {1}
+
+
+def test_chords_wait_for_their_headers(site: Callable[..., Site], pool: str, tmp_path: Path) -> None:
+    """`chord_unlock` looks with retries: tasks that the broker holds."""
+    (tmp_path / "results").mkdir()
+    here = site(backend=f"file://{tmp_path / 'results'}")
+    with Worker(here, pool).wait_ready():
+        result = chord((here.s("add", n, 1) for n in range(10)), here.s("total"))()
+        assert result.get(timeout=30) == 55
+
+
+def test_retries_wait_in_the_broker_and_keep_their_count(site: Callable[..., Site], pool: str) -> None:
+    here = site()
+    with Worker(here, pool).wait_ready():
+        assert here.s("stubborn", 1, 0.5).delay().get(timeout=20) == 2
+        begun = [line.time for line in here.lines("stubborn", "begin")]
+        assert len(begun) == 3
+        assert all(later - earlier >= 0.45 for earlier, later in pairwise(begun))
+
+
+def test_a_warm_shutdown_ends_what_runs_and_gives_the_rest_back(site: Callable[..., Site], pool: str) -> None:
+    here = site()
+    with Worker(here, pool, concurrency=1).wait_ready() as worker:
+        for number in range(20):
+            here.s("work", number, 0.2).delay()
+        wait_until(lambda: here.done(), 20, "one task is done")
+        assert worker.stop() == 0
+        assert len(here.done()) < 20
+        assert len(here.lines("work", "begin")) == len(here.lines("work", "end"))
+    with Worker(here, pool, name="next").wait_ready():
+        wait_until(lambda: len(here.done()) == 20, 20, "all are done, far within the lease of 30 s")
+    assert set(here.done().values()) == {1}
