@@ -32,6 +32,8 @@ log = logging.getLogger("rocketq.broker")
 
 #: Seconds that the one who asked has to take the reply.
 TIMEOUT = 10.0
+#: Bytes of replies that may be on their way at once; further ones are asked to come later.
+MAX_BYTES = 64 * 1024 * 1024
 
 
 class ReplyHeader(SendHeader):
@@ -68,6 +70,7 @@ class Replies:
         self._clients = clients
         self._address = address
         self._clock_ms = clock_ms
+        self._on_their_way = 0
 
     def handlers(self) -> dict[int, Handler]:
         return {RequestCode.SEND_REPLY_MESSAGE: self._reply, RequestCode.SEND_REPLY_MESSAGE_V2: self._reply}
@@ -79,11 +82,17 @@ class Replies:
         body = bytes(request.body)
         ext = self._batch.ext
         try:
+            if self._on_their_way and self._on_their_way + len(body) > MAX_BYTES:
+                raise Refused(ResponseCode.SYSTEM_BUSY, "too many replies wait for those who asked")
             queue_id = self._sender.accept(connection, header, body)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark, ext)
         properties = decode_properties(header.properties or "")
-        wrong = await self._push(connection, header, properties, body)
+        self._on_their_way += len(body)
+        try:
+            wrong = await self._push(connection, header, properties, body)
+        finally:
+            self._on_their_way -= len(body)
         code = ResponseCode.SUCCESS if wrong is None else ResponseCode.SYSTEM_ERROR
         if not self._config.store_reply_message_enable:
             place = {"msgId": "0", "queueId": str(queue_id), "queueOffset": "0"} if wrong is None else {}

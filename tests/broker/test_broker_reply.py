@@ -156,6 +156,29 @@ def test_one_who_asked_and_refuses_or_goes_or_is_silent_is_said(
     with_broker(tmp_path, test)
 
 
+def test_replies_that_nobody_takes_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "MAX_BYTES", 1000)
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        await join(wire)
+        replying = await Wire.connect(broker.port)
+        first = send(replying, body=b"x" * 900)
+        await wire.until(lambda: wire.requests, what="the push")
+        busy = await replying.answer(send(replying, body=b"x" * 200))
+        assert (busy.code, busy.remark) == (2, "too many replies wait for those who asked")
+        second = send(replying, body=b"x" * 100)
+        await wire.until(lambda: len(wire.requests) == 2, what="the second push")
+        for opaque in (first, second):
+            await pushed(wire)
+            assert (await replying.answer(opaque)).code == 0
+        alone = send(replying, body=b"x" * 2000)
+        await pushed(wire)
+        assert (await replying.answer(alone)).code == 0
+        await replying.close()
+
+    with_broker(tmp_path, test)
+
+
 def test_the_connection_that_was_heard_last_gets_the_reply(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         await join(wire)

@@ -329,6 +329,7 @@ trees = st.recursive(
 messages = st.dictionaries(names, st.one_of(words.filter(bool), numbers.map(str)))
 
 
+@settings(deadline=None)
 @given(trees, st.lists(messages, min_size=1, max_size=4))
 def test_expressions_mean_what_a_model_says(tree: tuple, many: list[Props]) -> None:
     match = compile_sql(_text(tree))
@@ -340,13 +341,14 @@ def test_expressions_mean_what_a_model_says(tree: tuple, many: list[Props]) -> N
         assert match(properties) is expected, (_text(tree), properties)
 
 
+@settings(deadline=None)
 @given(trees)
 def test_without_parentheses_and_binds_tighter_than_or(tree: tuple) -> None:
     expression = f"a = '1' OR {_text(tree) if tree[0] != 'or' else '(' + _text(tree) + ')'}"
     assert compile_sql(expression)({"a": "1"})
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.one_of(
         st.text(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rocketq import trace as traces
@@ -27,11 +27,13 @@ def records(draw: st.DrawFn) -> Trace:
     return Trace(kind, **{name: draw(_VALUES[str(types[name])]) for name in traces.fields(kind)})
 
 
+@settings(deadline=None)
 @given(st.lists(records()))
 def test_records_come_back_as_they_were(many: list[Trace]) -> None:
     assert decode("".join([encode(trace) for trace in many])) == many
 
 
+@settings(deadline=None)
 @given(
     st.one_of(
         st.text(), st.lists(st.sampled_from(["Pub", "SubAfter", "Recall", "\x01", "\x02", "1", "x"])).map("".join)
@@ -41,6 +43,7 @@ def test_whatever_stands_there_is_read_or_left_out(text: str) -> None:
     assert all(trace.kind in text for trace in decode(text))
 
 
+@settings(deadline=None)
 @given(records(), st.text("\x01\x02ab1", max_size=9))
 def test_what_is_damaged_costs_no_other_record(trace: Trace, damage: str) -> None:
     assert decode(damage + "\x02" + encode(trace))[-1] == trace
