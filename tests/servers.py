@@ -26,12 +26,20 @@ def wait_until(condition: Callable[[], object], deadline: float = 20.0, what: st
 
 
 class ServerProcess:
-    """One `rocketq …` daemon. `namesrv` and `broker` are the addresses of its ready line."""
+    """One `rocketq …` daemon. `namesrv` and `broker` are the addresses of its ready line.
 
-    def __init__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> None:
+    `program`: what Python runs, if not `-m rocketq`.
+    """
+
+    def __init__(
+        self,
+        *arguments: str | Path,
+        env: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "rocketq"),
+    ) -> None:
         self.arguments = [str(argument) for argument in arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "rocketq", *self.arguments],
+            [sys.executable, *program, *self.arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -57,7 +57,7 @@ class Requests:
         self._table = table
         self._kv = kv
         self._clock_ms = clock_ms
-        self._handlers: dict[int, Callable[[Connection, Command], bytes]] = {
+        self.handlers: dict[int, Callable[[Connection, Command], bytes]] = {
             RequestCode.REGISTER_BROKER: self._register_broker,
             RequestCode.UNREGISTER_BROKER: self._unregister_broker,
             RequestCode.QUERY_DATA_VERSION: self._query_data_version,
@@ -84,7 +84,7 @@ class Requests:
         }
 
     def handle(self, connection: Connection, request: Command) -> bytes:
-        handler = self._handlers.get(request.code)
+        handler = self.handlers.get(request.code)
         if handler is None:
             return encode_response(
                 request,

@@ -1,11 +1,14 @@
-"""The page about the commands is what their help says."""
+"""Pages that are generated are current: the commands' help, and which request codes are served."""
 
 import runpy
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_about_the_commands_is_current():
-    page = runpy.run_path(str(DOCS / "generate_cli.py"))["page"]()
-    assert page == (DOCS / "cli.md").read_text(encoding="utf-8"), "run python docs/generate_cli.py"
+@pytest.mark.parametrize("name", ["cli", "compatibility"])
+def test_generated_pages_are_current(name):
+    page = runpy.run_path(str(DOCS / f"generate_{name}.py"))["page"]()
+    assert page == (DOCS / f"{name}.md").read_text(encoding="utf-8"), f"run python docs/generate_{name}.py"

@@ -6,14 +6,16 @@ They skip where Java, Maven or Go are missing; with ROCKETQ_REQUIRE_PEERS=1, as 
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from apache import Apache, PeerMissing, missing
-from ours import Rocketq
+from ours import RECORD, Rocketq, record_parts
 from peer import Peer, start_client
+from recording import merge
 from wire import Server
 
 _numbers = itertools.count(1)
@@ -70,3 +72,9 @@ def server(request: pytest.FixtureRequest) -> Server:
 def name() -> str:
     """A name for topics and groups that no other test uses."""
     return f"T{int(time.time())}_{next(_numbers)}"
+
+
+def pytest_sessionfinish() -> None:
+    if RECORD:
+        merge(record_parts(), Path(RECORD))
+        shutil.rmtree(record_parts())

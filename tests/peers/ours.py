@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from servers import ServerProcess
+
+#: A file that what clients ask for is added to (see recording.py; docs/generate_compatibility.py shows it).
+RECORD = os.environ.get("ROCKETQ_PEERS_RECORD")
+
+
+def record_parts() -> Path:
+    """Where the servers of this session write their parts of the record."""
+    assert RECORD
+    parts = Path(f"{RECORD}.parts").absolute()
+    parts.mkdir(exist_ok=True)
+    return parts
+
+
+def _program() -> tuple[str, ...]:
+    if not RECORD:
+        return "-m", "rocketq"
+    return str(Path(__file__).with_name("recording.py")), str(record_parts())
 
 
 class Rocketq:
@@ -30,7 +48,9 @@ class Rocketq:
             address.rpartition(":")[2] if same_ports else "0" for address in (self.namesrv, self.broker)
         )
         ports = ("--namesrv-port", namesrv, "--broker-port", broker)
-        self._process = ServerProcess("server", "--data", self.data, "--config", config, *ports)
+        self._process = ServerProcess(
+            "server", "--data", self.data, "--config", config, *ports, program=_program()
+        )
         self.namesrv, self.broker = self._process.namesrv, self._process.broker
         return self
 

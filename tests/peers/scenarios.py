@@ -47,7 +47,7 @@ def stopped_after(server: Server, topic: str, consumer: Consumption, count: int)
 
 
 def settled(server: Server, sender: Peer, topic: str, consumers: list[Consumption]) -> list[set[int]]:
-    """Sends probes until each of the topic's four queues belongs to one member, and gives each one's queues."""
+    """Sends probes until the topic's four queues are evenly shared out, and gives each member's queues."""
     group = consumers[0].group
     wait_until(lambda: len(members(server, group)) == len(consumers), f"all members of {group} are known", 60)
     probe = 0
@@ -60,9 +60,8 @@ def settled(server: Server, sender: Peer, topic: str, consumers: list[Consumptio
         wanted = {message["body"] for message in probes}
         wait_until(lambda: wanted <= {b for consumer in consumers for b in consumer.bodies()}, "the probes", 60)
         parts = [{m["queue"] for m in list(consumer.messages) if m["body"] in wanted} for consumer in consumers]
-        return (
-            parts if Counter(queue for part in parts for queue in part) == Counter(range(4)) and all(parts) else []
-        )
+        shared = Counter(queue for part in parts for queue in part) == Counter(range(4))
+        return parts if shared and {len(part) for part in parts} == {4 // len(consumers)} else []
 
     parts: list[set[int]] = wait_until(agreed, f"the members of {group} agree on the queues", 60, interval=0.3)
     return parts

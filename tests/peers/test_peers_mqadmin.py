@@ -217,7 +217,7 @@ def test_a_group_and_its_members(server: Server, mqadmin: Mqadmin, client: GetCl
     assert {(name, BROKER, "0"), (name, BROKER, "1")} <= {tuple(row[:3]) for row in rows(running)}
     assert "PROP_CONSUME_TYPE" in running
     producers = wait_until(lambda: rows(mqadmin(f"producerConnection -g peer_producers -t {name}")), "a heartbeat")
-    assert [row[-2:] for row in producers] == [["JAVA", "V5_4_0"]]
+    assert ["JAVA", "V5_4_0"] in [row[-2:] for row in producers]  # other tests' clients are of the same group
     assert "peer_producers" in mqadmin(f"producer -b {server.broker}")
 
     # one message again, to this member, past all offsets

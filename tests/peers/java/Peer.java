@@ -390,16 +390,18 @@ public class Peer {
         }
     }
 
-    /** A thread of theirs notices only every 3 seconds that its client has ended: wakes it. Started once. */
+    /** Where a client ends, it waits up to 3 seconds for a thread of its own to notice: wakes that. Started once. */
     static void hurry() {
         if (hurrying) {
             return;
         }
         hurrying = true;
+        Thread main = Thread.currentThread();
         Thread waker = new Thread(() -> {
             while (true) {
                 for (Thread thread : Thread.getAllStackTraces().keySet()) {
-                    if (thread.getName().contains("NettyEventExecutor")) {
+                    // not before: it sends requests too
+                    if (thread.getName().contains("NettyEventExecutor") && ends(main)) {
                         thread.interrupt();
                     }
                 }
@@ -412,6 +414,15 @@ public class Peer {
         });
         waker.setDaemon(true);
         waker.start();
+    }
+
+    static boolean ends(Thread thread) {
+        for (StackTraceElement frame : thread.getStackTrace()) {
+            if (frame.getMethodName().equals("shutdown") && frame.getClassName().endsWith(".ServiceThread")) {
+                return true;
+            }
+        }
+        return false;
     }
 
     /** Runs mqadmin (only on the server's class path) and gives what it prints. */
