@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from rocketq.errors import ConfigError
 from rocketq.remoting.tls import TlsConfig
 
 DEFAULT_PORT = 9876
+_PORT = re.compile(r"[^:]:\d+$|\]:\d+$")
 
 
 @dataclass(frozen=True)
@@ -33,32 +35,62 @@ class Address:
         """The address of a `kombu.Connection`.
 
         ``rocketq://[user:secret@]host[:port][,host…][/virtual host][?ssl=true]``, or ``rocketq:///directory``.
+        NameServers may be separated by ``;`` as well; after ``;scheme://`` another cluster begins, which is used when
+        the one before cannot be reached. Raises ConfigError for a parameter that means nothing.
         """
-        text = client.hostname or "localhost"
-        host, tls = client.virtual_host or "/", False
+        parts = _parts(client)
+        tls = "rocketqs" in (parts[0].scheme, client.transport_cls)
+        query = {name: value for part in parts for name, value in parse_qsl(part.query)}
+        if parts[0].scheme:
+            tls = tls or query.pop("ssl", "false").lower() == "true"
+        path = next((unquote(part.path) for part in parts if part.path.strip("/")), client.virtual_host or "/")
+        local = bool(parts[0].scheme) and not any(part.netloc for part in parts) and path.strip("/") != ""
+        host = query.pop("virtual_host", "/") if local else path
+        if query:
+            raise ConfigError(f"a rocketq URL has no parameter {', '.join(query)}: there is ssl=true")
+        if local:
+            return cls("", path, host)
         account = (client.userid or None, client.password or None)
-        if "://" in text:
-            parts = urlsplit(text)
-            query = parse_qs(parts.query)
-            tls = parts.scheme == "rocketqs" or query.get("ssl", ["false"])[0].lower() == "true"
-            path = unquote(parts.path)
-            if not parts.netloc and path.strip("/"):
-                return cls("", path, query.get("virtual_host", ["/"])[0])
-            host = path or host
-            user, _, text = parts.netloc.rpartition("@")
+        servers: list[str] = []
+        for part in parts:
+            user, _, netloc = part.netloc.rpartition("@")
             if user:
                 name, _, secret = user.partition(":")
                 account = (unquote(name), unquote(secret))
-        elif client.port:
-            text = f"{text}:{client.port}"
-        servers: list[str] = []
-        for server in (text or "localhost").split(","):
-            server = server.strip()
-            if server and ":" not in server:
-                server = f"{server}:{DEFAULT_PORT}"
-            if server and server not in servers:
-                servers.append(server)
-        return cls(";".join(servers), "", host, tls, *account)
+            for server in filter(None, map(str.strip, netloc.split(","))):
+                server = server if _PORT.search(server) else f"{server}:{DEFAULT_PORT}"
+                if server not in servers:
+                    servers.append(server)
+        return cls(";".join(servers or [f"localhost:{DEFAULT_PORT}"]), "", host, tls, *account)
+
+
+def _parts(client: Any) -> list[SplitResult]:
+    """The URL that the connection uses now, and the NameServers behind it without a scheme of their own.
+
+    Kombu takes ``;`` for the beginning of an alternative, and names only the one that it is at.
+    """
+    urls: list[list[str]] = []
+    current = None
+    for text in client.alt or ():
+        if "://" in text or not urls:
+            urls.append([])
+        urls[-1].append(text)
+        if current is None and _is_at(client, text):
+            current = urls[-1]
+    if current is None:
+        current = [client.hostname or "localhost"]
+        if client.port and "://" not in current[0]:
+            current = [f"{current[0]}:{client.port}"]
+    return [urlsplit(text if "://" in text else f"//{text}") for text in current]
+
+
+def _is_at(client: Any, text: str) -> bool:
+    if text == client.hostname:
+        return True
+    parts = urlsplit(text)
+    if not parts.scheme or "," in parts.netloc:
+        return False
+    return (parts.hostname, parts.port) == (client.hostname, client.port)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from rocketq.message import Message, ReceivedMessage
 from rocketq.names import DLQ_PREFIX
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
-from rocketq_kombu.names import KEYED, escape, topic_of
+from rocketq_kombu.names import KEYED, escape, sources_of, topic_of
 from rocketq_kombu.publishing import Publishing
 from rocketq_kombu.sources import MOST, Arrival, CursorSource, Source, WorkSource
 
@@ -88,18 +88,26 @@ class Channel(Publishing):
         return list(self._work_sources(queue))
 
     def _work_sources(self, queue: str) -> list[Source]:
-        """One for each broker of a work queue's topic, and of its companion where there is one."""
+        """One for each broker of each of a work queue's topics."""
         group = topic_of(self._host, queue)
         found: list[Source] = []
-        for topic in (group, group + KEYED):
+        for topic in sources_of(group):
             if topic == group or self.cluster.has_topic(topic):
                 brokers = {one.broker_name for one in self.cluster.producer.queues(topic)}
-                ordered = topic != group
+                ordered = topic == group + KEYED
                 found += [WorkSource(self, queue, name, topic, group, ordered) for name in sorted(brokers)]
         return found
 
+    @property
+    def topics(self) -> set[str]:
+        """Those that work queues are consumed from, or would be if they existed."""
+        work = [
+            queue for queue, sources in self._sources.items() if any(isinstance(s, WorkSource) for s in sources)
+        ]
+        return {topic for queue in work for topic in sources_of(topic_of(self._host, queue))}
+
     def look_for_sources(self) -> None:
-        """A broker may have been added to a topic, and a queue may have got its companion."""
+        """A topic is new, or on other brokers than before."""
         for queue, sources in list(self._sources.items()):
             if any(isinstance(one, WorkSource) for one in sources):
                 known = {(one.broker, one.topic) for one in sources}

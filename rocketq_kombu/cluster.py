@@ -1,7 +1,7 @@
 """What the channels of one connection need of the cluster, asked and answered at once: topics, groups, offsets.
 
-A work queue is a topic and the group that consumes it, of the same name; next to it may be a companion topic for
-messages with keys, which the same group consumes.
+A work queue is a topic and the group that consumes it, of the same name; next to it may be others that the same
+group consumes, see :func:`~rocketq_kombu.names.sources_of`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from rocketq.client.sync_producer import Producer
 from rocketq.errors import BrokerError, RocketQError, RouteNotFound
 from rocketq.message import MessageQueue
 from rocketq.remoting.blocking import BlockingClient
-from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig
+from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig, TopicRoute
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
 from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.headers import GetMaxOffsetHeader, GetMaxOffsetResponse, UpdateConsumerOffsetHeader
 from rocketq.remoting.tls import TlsConfig
-from rocketq_kombu.names import KEYED
+from rocketq_kombu.names import sources_of
 
 log = logging.getLogger("rocketq.kombu")
 
@@ -57,6 +57,13 @@ class Cluster:
         self.admin.close()
         self._remoting.close()
 
+    def learned(self, topic: str, route: TopicRoute | None) -> bool:
+        """A NameServer told what it knows of a topic; True when it exists."""
+        self._topics[topic] = time.monotonic() + _BELIEVE, route is not None
+        if route is not None:
+            self.producer.routes.learn(topic, route, time.monotonic())
+        return route is not None
+
     def address_of(self, broker: str, topic: str | None = None) -> str | None:
         """The address of a broker's master; with `topic` the NameServers are asked where it is not known."""
         address = self.producer.routes.master(broker)
@@ -74,11 +81,11 @@ class Cluster:
         """A request and its answer."""
         return self._remoting.call(address, code, header, body, timeout=timeout)
 
-    def has_topic(self, topic: str) -> bool:
-        """Whether a topic exists; believed for a while."""
+    def has_topic(self, topic: str, *, fresh: bool = False) -> bool:
+        """Whether a topic exists; believed for a while, unless it is to be `fresh`."""
         known = self._topics.get(topic)
         now = time.monotonic()
-        if known is not None and now < known[0]:
+        if known is not None and now < known[0] and not fresh:
             return known[1]
         try:
             self.admin.route(topic)
@@ -97,21 +104,19 @@ class Cluster:
         return found
 
     def create_topic(self, topic: str, queues: int, *, priorities: bool = False, group: bool = False) -> None:
-        """Create a topic, and a group of its name, unless it exists, and return when it can be sent to."""
-        if self.has_topic(topic):
+        """Create a topic, or with `group` a work queue's topic and group, unless it exists; it can be sent to then."""
+        if self.has_topic(topic, fresh=group):
             return
         attributes = {"message.type": "PRIORITY"} if priorities else {}
         config = TopicConfig(topic, queues, queues, attributes=attributes)
         if group:
             self.admin.create_group(SubscriptionGroupConfig(group_name=topic))
         self.admin.create_topic(config)
-        self._topics.pop(topic, None)
         deadline = time.monotonic() + _CREATED
-        while not self.has_topic(topic):
+        while not self.has_topic(topic, fresh=True):
             if time.monotonic() > deadline:
                 raise RouteNotFound(f"topic {topic} was created, but no NameServer of {self.namesrv} knows it")
             time.sleep(0.02)
-            self._topics.pop(topic, None)
 
     def delete_queue(self, topic: str) -> None:
         """Delete a work queue's topics with their messages, and what its group knew of them."""
@@ -125,7 +130,7 @@ class Cluster:
 
     def max_offset(self, queue: MessageQueue) -> int:
         """The offset behind a queue's last message."""
-        address = self._master(queue)
+        address = self.master(queue.broker_name, queue.topic)
         header = GetMaxOffsetHeader(topic=queue.topic, queue_id=queue.queue_id, bname=queue.broker_name)
         answer = self.ask(address, RequestCode.GET_MAX_OFFSET, header)
         if answer.code != ResponseCode.SUCCESS:
@@ -133,8 +138,8 @@ class Cluster:
         return answer.header(GetMaxOffsetResponse).offset
 
     def _parts(self, topic: str) -> list[str]:
-        """The topics of a work queue: its own, the companion, and where POP puts messages whose lease ended."""
-        names = (topic, topic + KEYED, f"%RETRY%{topic}_{topic}", f"%RETRY%{topic}+{topic}")
+        """The topics of a work queue: those it is consumed from, and where POP puts messages whose lease ended."""
+        names = (*sources_of(topic), f"%RETRY%{topic}_{topic}", f"%RETRY%{topic}+{topic}")
         return [name for name in names if self.has_topic(name)]
 
     def backlog(self, topic: str) -> int:
@@ -153,7 +158,7 @@ class Cluster:
         """Have a work queue's group go on behind everything that is there."""
         for name in self._parts(topic):
             for queue, end in self.admin.topic_status(name).items():
-                address = self._master(queue)
+                address = self.master(queue.broker_name, queue.topic)
                 header = UpdateConsumerOffsetHeader(
                     consumer_group=topic,
                     topic=name,
@@ -165,8 +170,9 @@ class Cluster:
                 if answer.code != ResponseCode.SUCCESS:
                     raise BrokerError(answer.code, answer.remark, address)
 
-    def _master(self, queue: MessageQueue) -> str:
-        address = self.address_of(queue.broker_name, queue.topic)
+    def master(self, broker: str, topic: str) -> str:
+        """The address of a broker's master. Raises RouteNotFound when there is none."""
+        address = self.address_of(broker, topic)
         if address is None:
-            raise RouteNotFound(f"broker {queue.broker_name} has no master just now (topic {queue.topic})")
+            raise RouteNotFound(f"broker {broker} has no master just now (topic {topic})")
         return address

@@ -1,8 +1,9 @@
 """Requests that nobody waits for: non-blocking sockets under Kombu's event loop, or polled by whoever drains events.
 
 The answers come to callbacks. Two drivers turn the wheel: a `kombu.asynchronous.Hub` after :meth:`Engine.attach`, or
-calls of :meth:`Engine.turn`. Connections are made when first needed and again after they broke; `lane` keeps requests
-that are held for long on connections of their own, so that they can be given up together (:meth:`Engine.close_lane`).
+calls of :meth:`Engine.turn`. Connections are made when first needed, and again after they broke or did not answer in
+time; `lane` keeps requests that are held for long on connections of their own, so that they can be given up together
+(:meth:`Engine.close_lane`).
 
 Any thread may send. Answers are taken in by one thread at a time. After a fork the child begins anew.
 """
@@ -12,30 +13,27 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import os
 import select
 import socket
-import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from kombu.asynchronous.hub import ERR, READ, WRITE
+
 from rocketq.errors import ConnectFailed, ConnectionLost, RemotingError, RequestTimeout
-from rocketq.remoting.blocking import connect
 from rocketq.remoting.command import Command, Header
 from rocketq.remoting.credentials import Credentials
-from rocketq.remoting.session import Backoff, Session
+from rocketq.remoting.session import Backoff
 from rocketq.remoting.tls import TlsConfig
-
-log = logging.getLogger("rocketq.kombu")
+from rocketq_kombu.link import Link
 
 #: Gets the answer, or why there is none.
 Done = Callable[[Command | RemotingError], None]
 
-_RECEIVE = 256 * 1024
 #: Seconds between looks at deadlines under a hub.
 _EXPIRE_EVERY = 1.0
 
@@ -51,20 +49,6 @@ class Timer:
 
     def cancel(self) -> None:
         self.cancelled = True
-
-
-class _Link:
-    """One connection."""
-
-    __slots__ = ("address", "lane", "out", "session", "sock", "writing")
-
-    def __init__(self, address: str, lane: Hashable, sock: socket.socket, credentials: Credentials | None) -> None:
-        self.address = address
-        self.lane = lane
-        self.sock = sock
-        self.session = Session(time.monotonic, credentials=credentials)
-        self.out = bytearray()
-        self.writing = False  # the hub tells when more can be written
 
 
 class Engine:
@@ -87,7 +71,7 @@ class Engine:
         self._pid = os.getpid()
         self._lock = threading.RLock()  # links, their sessions and what they still have to write
         self._turning = threading.Lock()
-        self._links: dict[tuple[str, Hashable], _Link] = {}
+        self._links: dict[tuple[str, Hashable], Link] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._posted: deque[Callable[[], None]] = deque()
@@ -115,15 +99,22 @@ class Engine:
         timeout: float,
         done: Done,
         lane: Hashable = None,
+        wait: bool = False,
     ) -> None:
-        """Send a request; `done` is called with what comes of it, later and once. Raises ConnectFailed."""
+        """Send a request; `done` is called with what comes of it, later and once.
+
+        `wait`: it has to leave even if nobody turns the wheel any more; without an event loop, wait until there is a
+        connection. Raises ConnectFailed.
+        """
         self._after_fork()
         with self._lock:
             link = self._links.get((address, lane)) or self._connect(address, lane)
+            if wait and self._hub is None and not link.open:
+                self._wait_open(link)
             _, frame = link.session.request(code, header, body, timeout, done)
             link.out += frame
             if self._hub is None:
-                self._flush(link)
+                self._advance(link)
             elif not self._flushing:  # what is sent in one round of the loop leaves together
                 self._flushing = True
                 self.soon(self.flush)
@@ -134,64 +125,78 @@ class Engine:
             self._flushing = False
             for link in list(self._links.values()):
                 if link.out:
-                    self._flush(link)
+                    self._advance(link)
 
-    def _connect(self, address: str, lane: Hashable) -> _Link:
+    def _connect(self, address: str, lane: Hashable) -> Link:
         backoff = self._backoffs.setdefault(address, Backoff())
         remaining = backoff.remaining(time.monotonic())
         if remaining:
             raise ConnectFailed(f"{backoff.reason} (next attempt in {remaining:.1f} s)")
         try:
-            sock = connect(address, self._tls, self._connect_timeout)
+            link = Link(address, lane, self._tls, self._credentials, self._connect_timeout)
         except ConnectFailed as error:
             backoff.failed(time.monotonic(), str(error))
             raise
-        backoff.succeeded()
-        link = self._links[address, lane] = _Link(address, lane, sock, self._credentials)
+        self._links[address, lane] = link
         if self._hub is not None:
-            self._hub.add_reader(sock.fileno(), self._readable, link)
+            self._watch(link)
         return link
 
-    def _flush(self, link: _Link) -> None:
-        """Write as much as the socket takes; under the lock."""
+    def _wait_open(self, link: Link) -> None:
         try:
-            while link.out:
-                sent = link.sock.send(link.out)
-                del link.out[:sent]
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
+            link.wait_open()
+        except OSError as error:
+            raise self._fail(link, str(error)) from None
+        self._backoffs[link.address].succeeded()
+
+    def _advance(self, link: Link) -> None:
+        """Open the connection further, write as much as it takes; under the lock."""
+        was_open = link.open
+        try:
+            link.advance()
         except OSError as error:
             self._fail(link, str(error))
             return
-        if self._hub is not None and bool(link.out) != link.writing:
-            link.writing = bool(link.out)
-            if link.writing:
-                self._hub.add_writer(link.sock.fileno(), self._flush_link, link)
-            else:
-                self._hub.remove_writer(link.sock.fileno())
+        if link.open and not was_open:
+            self._backoffs[link.address].succeeded()
+        if self._hub is not None:
+            self._watch(link)
 
-    def _flush_link(self, link: _Link) -> None:
-        with self._lock:
-            self._flush(link)
+    def _watch(self, link: Link) -> None:
+        """Have the hub call us for what the connection waits for."""
+        if link.events == link.watched:
+            return
+        fd = link.sock.fileno()
+        if link.watched:
+            self._hub.remove(fd)
+        link.watched = link.events
+        reads, writes = link.events & select.POLLIN, link.events & select.POLLOUT
+        self._hub.add(fd, self._ready, (READ | ERR if reads else 0) | (WRITE if writes else 0), (link,))
+        if reads and writes:  # a hub keeps one callback for each, but polls a file only for what came first
+            self._hub.writers[fd] = self._ready, (link,)
 
     # receiving
 
-    def _readable(self, link: _Link) -> None:
+    def _ready(self, link: Link) -> None:
+        with self._lock:
+            if self._links.get((link.address, link.lane)) is link:
+                self._advance(link)
         self._read(link)
         self._run_posted()
 
-    def _read(self, link: _Link) -> None:
+    def _read(self, link: Link) -> None:
         """Take in what has arrived, and call back."""
-        while True:
+        more = True
+        while more:
             with self._lock:
                 if self._links.get((link.address, link.lane)) is not link:
                     return
                 try:
-                    data = link.sock.recv(_RECEIVE)
-                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    return
+                    data, more = link.receive()
                 except OSError as error:
                     self._fail(link, str(error))
+                    return
+                if data is None:
                     return
                 if not data:
                     self._fail(link, "the server closed it")
@@ -202,22 +207,24 @@ class Engine:
             for pending, command in events:
                 if pending is not None:  # servers ask clients nothing that concerns us
                     pending.context(command)
-            if len(data) < _RECEIVE and not isinstance(link.sock, ssl.SSLSocket):
-                return  # TLS may hold more that no poll would tell of
 
-    def _fail(self, link: _Link, reason: str) -> None:
-        """The end of a connection; under the lock."""
-        if self._links.pop((link.address, link.lane), None) is None:
-            return
-        self._drop(link)
-        error = ConnectionLost(f"the connection to {link.address} was lost: {reason}")
-        for pending in link.session.close():
-            self._post(pending.context, error)
-
-    def _drop(self, link: _Link) -> None:
-        if self._hub is not None:
-            self._hub.remove(link.sock.fileno())
-        link.sock.close()
+    def _fail(self, link: Link, reason: str) -> RemotingError:
+        """The end of a connection, and the error that says so; under the lock."""
+        error: RemotingError
+        if link.open:
+            error = ConnectionLost(f"the connection to {link.address} was lost: {reason}")
+        else:
+            error = ConnectFailed(f"no connection to {link.address}: {reason}")
+        if self._links.get((link.address, link.lane)) is link:
+            del self._links[link.address, link.lane]
+            if not link.open:
+                self._backoffs[link.address].failed(time.monotonic(), str(error))
+            if self._hub is not None:
+                self._hub.remove(link.sock.fileno())
+            link.sock.close()
+            for pending in link.session.close():
+                self._post(pending.context, error)
+        return error
 
     def _post(self, done: Done, result: Command | RemotingError) -> None:
         """Have `done` called when nobody is in the middle of anything."""
@@ -230,13 +237,18 @@ class Engine:
             self._posted.popleft()()
 
     def _expire(self) -> None:
-        """End requests whose time is up."""
+        """End requests whose time is up, and their connections: it may be that nothing comes through any more."""
         now = time.monotonic()
         with self._lock:
-            for link in self._links.values():
-                for pending in link.session.expired(now):
+            for link in list(self._links.values()):
+                late = link.session.expired(now)
+                for pending in late:
                     text = f"{link.address} did not answer within {pending.timeout:g} s"
                     self._post(pending.context, RequestTimeout(text))
+                if late:
+                    self._fail(link, "it does not answer")
+                elif not link.open and now > link.until:
+                    self._fail(link, "timed out")
         self._run_posted()
 
     # turning the wheel
@@ -299,14 +311,10 @@ class Engine:
                 deadlines.append(self._timers[0][0])
             poll = select.poll()
             for fd, link in links.items():
-                poll.register(fd, select.POLLIN | (select.POLLOUT if link.out else 0))
+                poll.register(fd, link.events)
         wait = min([timeout, *(deadline - time.monotonic() for deadline in deadlines)])
-        for fd, event in poll.poll(max(0.0, wait) * 1000):
-            link = links[fd]
-            if event & select.POLLOUT:
-                self._flush_link(link)
-            if event & ~select.POLLOUT:
-                self._read(link)
+        for fd, _ in poll.poll(max(0.0, wait) * 1000):
+            self._ready(links[fd])
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             self._fire(heapq.heappop(self._timers)[2])
@@ -319,9 +327,8 @@ class Engine:
             if self._hub is hub:
                 return
             self._hub = hub
-            for link in self._links.values():
-                hub.add_reader(link.sock.fileno(), self._readable, link)
-                self._flush(link)
+            for link in list(self._links.values()):
+                self._advance(link)
             timers, self._timers = self._timers, []
         now = time.monotonic()
         for when, _, timer in timers:
@@ -348,7 +355,7 @@ class Engine:
             with contextlib.suppress(OSError):  # it is closed already
                 link.sock.shutdown(socket.SHUT_WR)
         for link in links:
-            while (link.address, lane) in self._links:
+            while link.open and self._links.get((link.address, lane)) is link:
                 poll = select.poll()
                 poll.register(link.sock, select.POLLIN)
                 if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):

@@ -161,7 +161,7 @@ class Keeper:
         return self._address_of(lease.receipt.broker_name) or lease.address
 
     def _send(self, lease: Lease, request: Request, done: Callable[[Command | RemotingError], None]) -> None:
-        self._engine.send(self._address(lease), *request, timeout=_TIMEOUT, done=done)
+        self._engine.send(self._address(lease), *request, timeout=_TIMEOUT, done=done, wait=True)
 
 
 class Leases:

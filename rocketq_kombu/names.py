@@ -9,6 +9,12 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
+from rocketq.names import retry_topic
+
+#: Behind a queue's topic: the companion topic for messages with a `sharding_key`, popped in order. A broker gives one
+#: of its queues to one consumer at a time, one message after the other.
+KEYED = "|keyed"
+
 _OTHER = re.compile(rb"[^A-Za-z0-9_-]")
 
 
@@ -33,6 +39,7 @@ def prefix_of(virtual_host: str) -> str:
     return f"{escape(host)}|" if host else ""
 
 
-#: Behind a queue's topic: the companion topic for messages with a `sharding_key`, popped in order. A broker gives one
-#: of its queues to one consumer at a time, one message after the other.
-KEYED = "|keyed"
+def sources_of(topic: str) -> tuple[str, str, str]:
+    """The topics that a queue's consumers read, if they exist: its own, the companion, and the one where
+    `rocketq replay` puts messages for its group."""
+    return topic, topic + KEYED, retry_topic(topic)

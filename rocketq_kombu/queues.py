@@ -101,9 +101,9 @@ class Queues(Exchanges):
         return f"{prefix_of(self._host)}{SHARED}"
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return self.connection.registry.place(queue) is not None or self.cluster.has_topic(
-            topic_of(self._host, queue)
-        )
+        if self.connection.registry.place(queue, fresh=True) is not None:
+            return True
+        return self.cluster.has_topic(topic_of(self._host, queue), fresh=True)
 
     def _size(self, queue: str) -> int:
         """Messages that wait: neither delivered and unsettled nor delayed."""

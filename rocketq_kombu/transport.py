@@ -9,6 +9,7 @@ themselves; only the first look at the NameServers may fail.
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import sys
 import threading
@@ -17,9 +18,9 @@ from typing import Any
 
 from kombu.exceptions import ChannelError
 from kombu.transport import virtual
-from kombu.utils.url import maybe_sanitize_url
 
 from rocketq.errors import BrokerError, RemotingError, RocketQError
+from rocketq.remoting.bodies import TopicRoute
 from rocketq.remoting.credentials import Credentials
 from rocketq_kombu import channel as channels
 from rocketq_kombu.address import DEFAULT_PORT, Address, Options
@@ -27,12 +28,16 @@ from rocketq_kombu.cluster import Cluster
 from rocketq_kombu.engine import Engine
 from rocketq_kombu.local import LocalServer
 from rocketq_kombu.registry import Registry
+from rocketq_kombu.watch import EVERY, Watch
 
 log = logging.getLogger("rocketq.kombu")
 
+#: Kombu's own way to mask secrets reads one address only.
+_SECRET = re.compile(r"(://[^/@:]*:)[^/@]*@")
+
 
 class Transport(virtual.Transport):
-    """`rocketq://host:9876`, several NameServers with `,` or `;`, a virtual host as the path."""
+    """`rocketq://host:9876`, see :meth:`Address.of <rocketq_kombu.address.Address.of>`; a virtual host as the path."""
 
     Channel = channels.Channel
 
@@ -59,6 +64,7 @@ class Transport(virtual.Transport):
         self.cluster = Cluster(namesrv, self.options.tls, *account)
         self.registry = Registry(self.cluster.admin, self.virtual_host)
         self.engine = Engine(self.options.tls, client.connect_timeout or 3.0, Credentials.of(*account))
+        self.watch = Watch(self.engine, namesrv, self._learned)
         self.closed = False
         self._hub: Any = None
         self._noticed: set[channels.Channel] = set()
@@ -74,7 +80,7 @@ class Transport(virtual.Transport):
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """The address as it was given, with the secret masked unless `include_password`."""
-        return uri if include_password else str(maybe_sanitize_url(uri, mask))
+        return uri if include_password else _SECRET.sub(lambda found: f"{found[1]}{mask}@", uri)
 
     # connecting
 
@@ -103,12 +109,12 @@ class Transport(virtual.Transport):
     # turning the wheel
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Let Celery's hub read and write our sockets, and call us when leases have to be renewed."""
+        """Let Celery's hub read and write our sockets, and call us for what has to be done again and again."""
         if self._hub is loop:
             return
         self._hub = loop
         self.engine.attach(loop)
-        self._repeated = loop.call_repeatedly(self.options.lease / 3, self.upkeep)
+        self._repeated = loop.call_repeatedly(self._pause, self.upkeep)
         self.engine.soon(self._work)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
@@ -149,16 +155,30 @@ class Transport(virtual.Transport):
 
     # what has to be done again and again
 
+    @property
+    def _pause(self) -> float:
+        """Seconds between rounds."""
+        return min(self.options.lease / 3, EVERY)
+
     def upkeep(self) -> None:
-        """Renew leases and short-lived queues, and look for what is new; every third of a lease."""
-        self._next_upkeep = time.monotonic() + self.options.lease / 3
+        """Renew leases and short-lived queues, and look for what is new."""
+        self._next_upkeep = time.monotonic() + self._pause
         self._renew()
+        self.watch.look({topic for channel in self.channels for topic in channel.topics})
         for channel in list(self.channels):
             try:
                 channel.keep_places()
-                channel.look_for_sources()
             except RocketQError as error:
                 log.warning("short-lived queues could not be renewed, trying again: %s", error)
+
+    def _learned(self, topic: str, route: TopicRoute | None) -> None:
+        if not self.cluster.learned(topic, route):
+            return
+        for channel in list(self.channels):
+            try:
+                channel.look_for_sources()
+            except RocketQError as error:
+                log.warning("not all brokers of topic %s are asked, trying again: %s", topic, error)
 
     def _renew(self) -> None:
         """Leave it to the thread where there is one: nobody else may be there when the answer comes."""
@@ -189,7 +209,10 @@ class Transport(virtual.Transport):
         """A broker of a topic does not answer: its address may have changed."""
         self.cluster.producer.routes.mark_stale(topic)
         if self.local is not None:
-            self.local.namesrv()  # starts it again where it is gone
+            try:
+                self.local.namesrv()  # starts it again where it is gone
+            except RocketQError as error:
+                log.warning("trying again: %s", error)
 
     def close_channel(self, channel: channels.Channel) -> None:
         self._noticed.discard(channel)

@@ -1,0 +1,315 @@
+"""The eight things that a Celery user gets together on no other transport, each shown on a real server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import kombu
+import pytest
+from click.testing import CliRunner
+from kombu.asynchronous.hub import Hub
+from kombu.exceptions import ChannelError
+from kombu_kit import Script, consuming, publish, turn_until
+from servers import ServerProcess, wait_until
+
+from rocketq.cli.main import main
+from rocketq_kombu.eta import cancel
+
+#: Holds the first message that it gets, and says what that was.
+HOLD = """
+import sys, kombu, rocketq_kombu
+url, queue = sys.argv[1:]
+def hold(body, message):
+    print("got", body, flush=True)
+with kombu.Connection(url, transport_options={"lease": 1}) as connection:
+    with connection.Consumer([kombu.Queue(queue, routing_key=queue)], callbacks=[hold], prefetch_count=1):
+        print("ready", flush=True)
+        while True:
+            try:
+                connection.drain_events(timeout=0.2)
+            except TimeoutError:
+                pass
+"""
+
+#: Binds a queue of its own to two exchanges and says what comes.
+LISTEN = """
+import sys, kombu, rocketq_kombu
+url, name = sys.argv[1:]
+with kombu.Connection(url) as connection:
+    queues = [
+        kombu.Queue(f"{name}.all", kombu.Exchange("everybody", type="fanout"), exclusive=True, auto_delete=True),
+        kombu.Queue(f"{name}.some", kombu.Exchange("some", type="topic"), routing_key=f"{name}.#", exclusive=True),
+    ]
+    def say(body, message):
+        print(body, flush=True)
+        message.ack()
+    with connection.Consumer(queues, callbacks=[say]):
+        print("ready", flush=True)
+        while True:
+            try:
+                connection.drain_events(timeout=1)
+            except TimeoutError:
+                pass
+"""
+
+WORKER = """
+import sys
+from celery import Celery
+app = Celery("tasks", broker=sys.argv[1])
+app.conf.task_default_queue = "failing"
+app.conf.worker_hijack_root_logger = False
+broken = True
+@app.task(name="tasks.divide", bind=True, max_retries=1, default_retry_delay=0)
+def divide(self, by):
+    if broken:
+        try:
+            return 1 / by
+        except ZeroDivisionError as error:
+            raise self.retry(exc=error)
+"""
+
+
+def queue_named(name: str, **options: Any) -> kombu.Queue:
+    return kombu.Queue(name, routing_key=name, **options)
+
+
+def rocketq(server: ServerProcess, *arguments: str) -> Any:
+    result = CliRunner().invoke(main, [*arguments, "--namesrv", server.namesrv], prog_name="rocketq")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout) if "--json" in arguments else result.stdout
+
+
+def test_1_celerys_event_loop_drives_the_raw_sockets_without_blocking_and_without_threads(url: str) -> None:
+    queue = queue_named("loop")
+    hub = Hub()
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, 0)
+        threads = threading.enumerate()
+        with consuming(connection, queue, prefetch=4) as got:
+            connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: got, hub=hub)
+            sockets = [link.sock for link in connection.transport.engine._links.values()]
+            assert {sock.fileno() for sock in sockets} <= set(hub.readers), "the loop itself waits for them"
+            assert not any(sock.getblocking() for sock in sockets)
+            publish(connection, queue, 1, 2)
+            assert turn_until(connection, lambda: len(got) == 3, hub=hub)
+        assert threading.enumerate() == threads
+    assert not hub.readers, "it leaves nothing behind in the loop"
+    hub.close()
+
+
+def test_2_fanout_and_topic_exchanges_are_the_brokers_and_so_shared_by_processes(url: str) -> None:
+    with Script(LISTEN, url, "a") as first, Script(LISTEN, url, "b") as second:
+        assert [first.line(), second.line()] == ["ready", "ready"]
+        with kombu.Connection(url) as connection, connection.Producer() as producer:
+            producer.publish("all", exchange=kombu.Exchange("everybody", type="fanout"))
+            assert [first.line(), second.line()] == ["all", "all"]
+            some = kombu.Exchange("some", type="topic")
+            producer.publish("for b", exchange=some, routing_key="b.x.y")
+            producer.publish("for a", exchange=some, routing_key="a.x")
+            assert [first.line(), second.line()] == ["for a", "for b"]
+
+
+def test_3_priorities_0_to_9_are_strict(url: str) -> None:
+    queue = queue_named("priorities", max_priority=10)
+    sent = [7, 0, 9, 3, 5, 1, 8, 2, 6, 4] * 3
+    with kombu.Connection(url) as connection:
+        for priority in sent:
+            publish(connection, queue, priority, priority=priority)
+        with consuming(connection, queue, prefetch=1, ack=False) as got:
+            for number in range(15):
+                assert turn_until(connection, lambda end=number: len(got) > end)
+                got[-1][1].ack()
+            publish(connection, queue, 9, priority=9)  # one comes in the middle
+            for number in range(15, 31):
+                assert turn_until(connection, lambda end=number: len(got) > end)
+                got[-1][1].ack()
+        bodies = [body for body, _ in got]
+        assert bodies[:15] == sorted(sent, reverse=True)[:15]
+        late = bodies.index(9, 15)
+        assert late <= 16, "one may have been asked for before"
+        assert bodies[15:late] + bodies[late + 1 :] == sorted(sent, reverse=True)[15:]
+
+
+def eta(seconds: float) -> dict[str, str]:
+    return {"eta": (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat()}
+
+
+def test_4_an_eta_of_any_length_waits_in_the_broker_and_can_be_cancelled(url: str) -> None:
+    queue = queue_named("later")
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, "soon", headers={**eta(1.5), "id": "s"})
+        publish(connection, queue, "cancelled", headers={**eta(1.6), "id": "c"})
+        publish(connection, queue, "in years", headers={**eta(3 * 365 * 86400), "id": "y"})
+        due = time.time() + 1.4
+        assert cancel(connection, "c", "later")
+        assert cancel(connection, "y", "later")
+        assert not cancel(connection, "nobody", "later")
+        with consuming(connection, queue, prefetch=4) as got:
+            assert turn_until(connection, lambda: got)
+            assert time.time() > due
+            publish(connection, queue, "last", headers=eta(1.2))
+            assert turn_until(connection, lambda: len(got) == 2)
+            assert [body for body, _ in got] == ["soon", "last"]
+
+
+def test_4_workers_hold_tasks_with_an_eta_where_brokers_are_not_to(url: str) -> None:
+    queue = queue_named("now")
+    with kombu.Connection(url, transport_options={"hold_eta": False}) as connection:
+        publish(connection, queue, "in an hour", headers=eta(3600))
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: got)
+
+
+def test_5_tasks_of_one_key_run_one_at_a_time_and_in_order_across_consumers(url: str) -> None:
+    queue = queue_named("keys")
+    with kombu.Connection(url) as one, kombu.Connection(url) as other:
+        for number in range(5):
+            for key in "ab":
+                publish(one, queue, [key, number], sharding_key=key)
+        got: list[tuple[Any, Any]] = []
+        with (
+            consuming(one, queue, prefetch=8, ack=False) as first,
+            consuming(other, queue, prefetch=8, ack=False) as second,
+        ):
+            for number in range(5):
+
+                def both(count: int = 2 * number + 2) -> bool:
+                    for connection in (one, other):
+                        turn_until(connection, lambda: False, timeout=0.01)
+                    return len(first) + len(second) >= count
+
+                def more(most: int = 2 * number + 2) -> bool:
+                    return len(first) + len(second) > most
+
+                wait_until(both, what="the next task of both keys")
+                running = [task for task in first + second if task not in got]
+                assert sorted(body for body, _ in running) == [["a", number], ["b", number]], "one of each key"
+                got += running
+                for connection in (one, other):
+                    assert not turn_until(connection, more, timeout=0.1)
+                for _, message in running:
+                    message.ack()
+
+
+def test_5_a_keys_first_use_is_noticed_by_consumers_that_run(url: str) -> None:
+    queue = queue_named("first-key")
+    with kombu.Connection(url) as connection, consuming(connection, queue) as got:
+        publish(connection, queue, "a")
+        assert turn_until(connection, lambda: got)
+        publish(connection, queue, "b", sharding_key="k")
+        assert turn_until(connection, lambda: len(got) == 2, timeout=5)
+
+
+def test_6_a_short_lease_holds_for_a_long_task_and_ends_with_its_worker(url: str) -> None:
+    queue = queue_named("lease")
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, "work")
+        with Script(HOLD, url, "lease") as worker:
+            assert [worker.line(), worker.line()] == ["ready", "got work"]
+            with consuming(connection, queue) as got:
+                assert not turn_until(connection, lambda: got, timeout=2.5), "the lease of 1 s is renewed"
+                worker.kill()
+                killed = time.monotonic()
+                assert turn_until(connection, lambda: got)
+                assert time.monotonic() - killed < 3, "a lease, and what the machine takes"
+                assert got[0][1].delivery_info["redelivered"]
+
+
+def test_7_a_task_that_failed_for_good_is_a_dead_letter_with_its_traceback(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    pytest.importorskip("celery")
+    url = f"rocketq://{server.namesrv}/dead"
+    (tmp_path / "tasks.py").write_text(WORKER)
+    worker = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+sys.argv[1:] = [{url!r}]
+import tasks
+tasks.app.worker_main(["worker", "-P", "solo", "-l", "error", "--without-mingle", "--without-gossip"])
+"""
+    with kombu.Connection(url) as connection:
+        body = [[0], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+        headers = {"lang": "py", "task": "tasks.divide", "id": "task-1", "root_id": "task-1", "retries": 0}
+        with Script(worker):
+            publish(connection, queue_named("failing"), body, headers=headers, correlation_id="task-1")
+            group = "dead|failing"
+
+            def dead() -> Any:
+                listed = rocketq(server, "dlq", "list", "--json")
+                return [row for row in listed if row["group"] == group]
+
+            wait_until(dead, what="the dead letter")
+        (letter,) = rocketq(server, "dlq", "show", group, "--full", "--json")
+        assert letter["exception"] == "ZeroDivisionError: division by zero"
+        assert 'tasks.py", line' in letter["traceback"]
+        rocketq(server, "dlq", "resend", group, "--all", "--yes")
+        with consuming(connection, queue_named("failing")) as got:
+            assert turn_until(connection, lambda: got)
+            _, message = got[0]
+            assert message.headers["id"] == "task-1"
+            assert message.headers["task"] == "tasks.divide"
+            assert message.headers["retries"] == 0, "it has all its attempts again"
+
+
+def test_7_a_rejected_message_is_a_dead_letter(server: ServerProcess) -> None:
+    with kombu.Connection(f"rocketq://{server.namesrv}/rejects") as connection:
+        queue = queue_named("q")
+        publish(connection, queue, "bad")
+        with consuming(connection, queue, ack=False) as got:
+            assert turn_until(connection, lambda: got)
+            got[0][1].reject()
+        (letter,) = rocketq(server, "dlq", "show", "rejects|q", "--json")
+        assert letter["exception"] == "rejected by its consumer"
+        rocketq(server, "dlq", "resend", "rejects|q", "--all", "--yes")
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: got)
+            assert got[0][0] == "bad"
+
+
+def test_8_queues_are_counted_emptied_deleted_and_looked_up_exactly(url: str) -> None:
+    queue = queue_named("exact", max_priority=10)
+    with kombu.Connection(url) as connection, kombu.Connection(url) as other:
+        channel, elsewhere = connection.default_channel, other.default_channel
+        assert not channel._has_queue("exact")
+        with pytest.raises(ChannelError):
+            channel.queue_declare("exact", passive=True)
+        for number in range(7):
+            publish(connection, queue, number, priority=number)
+        publish(connection, queue, "keyed", sharding_key="k")
+        publish(connection, queue, "later", headers=eta(3600))
+        assert channel._size("exact") == 8, "what waits for its time is not there yet"
+        assert elsewhere.queue_declare("exact", passive=True).message_count == 8
+        with consuming(connection, queue, prefetch=1) as got:
+            assert turn_until(connection, lambda: got)
+        left = 8 - len(got)
+        wait_until(lambda: elsewhere._size("exact") == left, what="what was asked for before the end is back")
+        assert elsewhere.queue_purge("exact") == left
+        assert channel._size("exact") == 0
+        assert channel.basic_get("exact") is None
+        elsewhere.queue_delete("exact")
+        assert not elsewhere._has_queue("exact")
+        assert not channel._has_queue("exact"), "whoever deleted it"
+
+
+def test_yesterdays_tasks_of_one_name_run_again(server: ServerProcess) -> None:
+    with kombu.Connection(f"rocketq://{server.namesrv}/again") as connection:
+        queue = queue_named("q")
+        for number, name in enumerate(["tasks.mail", "tasks.other", "tasks.mail"]):
+            publish(connection, queue, number, headers={"task": name, "id": f"id-{number}"})
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: len(got) == 3)
+            rocketq(
+                server,
+                *("replay", "-t", "again|q", "-g", "again|q", "--since", "1h ago", "--tag", "tasks.mail", "--yes"),
+            )
+            assert turn_until(connection, lambda: len(got) == 5, timeout=5)
+            assert [body for body, _ in got[3:]] == [0, 2]
+            assert not turn_until(connection, lambda: len(got) > 5, timeout=0.2)
+        assert connection.default_channel._size("q") == 0
