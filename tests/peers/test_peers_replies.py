@@ -18,6 +18,7 @@ PAIRS = [
     ("java-5.4.0", "rocketq"),
     ("java-4.9.8", "rocketq"),
     ("rocketq", "java-4.9.8"),
+    ("java-5.4.0", "java-5.4.0"),
 ]
 
 

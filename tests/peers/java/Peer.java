@@ -136,7 +136,9 @@ public class Peer {
         String namesrv = c.getString("namesrv");
         DefaultMQProducer known = PRODUCERS.get(namesrv);
         if (known == null) {
-            known = configured(new DefaultMQProducer("peer_producers", hook()), c, "producer");
+            // of its own for each process: replies go to the client id that asked
+            String name = "producer" + ProcessHandle.current().pid();
+            known = configured(new DefaultMQProducer("peer_producers", hook()), c, name);
             known.setSendMsgTimeout(10000);
             known.start();
             PRODUCERS.put(namesrv, known);
