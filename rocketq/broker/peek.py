@@ -26,6 +26,9 @@ from rocketq.remoting.headers.pop import (
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
+#: The remark that Apache's broker leaves in these answers.
+_UNSET = "not set any response code"
+
 
 class Peek:
     """Answers without giving anything out."""
@@ -66,7 +69,7 @@ class Peek:
         check_queue(self._topics, topic, queue_id, connection)
         settings = self._groups.get(group)
         if settings is None:
-            remark = f"subscription group [{group}] does not exist, {FAQ}"
+            remark = f"subscription group [{group}] does not exist, \n{FAQ}"
             raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
         if not settings.consume_enable or not self._groups.may_read(group, topic):
             raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}")
@@ -113,9 +116,9 @@ class Peek:
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark, NotificationResponse(has_msg=False))
 
-        def answer(has_message: bool, full: bool | None = None) -> bytes:
+        def answer(has_message: bool, full: bool = False) -> bytes:
             told = NotificationResponse(has_msg=has_message, polling_full=full)
-            return encode_response(request, ResponseCode.SUCCESS, None, told)
+            return encode_response(request, ResponseCode.SUCCESS, _UNSET, told)
 
         def serve(final: bool) -> bool:
             found = self._has_message(header)
@@ -156,7 +159,7 @@ class Peek:
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark, PollingInfoResponse(polling_num=0))
         count = self._wait.waiting(header.consumer_group, header.topic, header.queue_id)
-        return encode_response(request, ResponseCode.SUCCESS, None, PollingInfoResponse(polling_num=count))
+        return encode_response(request, ResponseCode.SUCCESS, _UNSET, PollingInfoResponse(polling_num=count))
 
 
 def _nothing(pop_time: int = 0, rest: int = 0) -> PopMessageResponse:

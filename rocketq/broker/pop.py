@@ -82,6 +82,8 @@ class Taken:
         self.starts: list[str] = []
         self.messages: list[str] = []
         self.order_counts: list[str] = []
+        #: where the queues that were looked into would be read on
+        self.ends: dict[tuple[str, int], int] = {}
         self.blocked_until = 0
         self.undo: list[Callable[[], None]] = []
 
@@ -159,7 +161,7 @@ class Pop:
         check_queue(self._topics, topic, header.queue_id, connection)
         settings = self._groups.get(group)
         if settings is None:
-            remark = f"subscription group [{group}] does not exist, {FAQ}"
+            remark = f"subscription group [{group}] does not exist, \n{FAQ}"
             raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
         if not settings.consume_enable or not self._groups.may_read(group, topic):
             raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}")
@@ -243,7 +245,7 @@ class Pop:
             pop_time=taken.pop_time,
             invisible_time=header.invisible_time,
             revive_qid=ORDERLY_QUEUE if header.order else QUEUE,
-            rest_num=self._rest(ask) if taken.count else 0,
+            rest_num=self._rest(ask, taken) if taken.count else 0,
             start_offset_info=";".join(taken.starts),
             msg_offset_info=";".join(taken.messages),
             order_count_info=";".join(taken.order_counts) if header.order else None,
@@ -273,12 +275,16 @@ class Pop:
         factor = self._groups.table[ask.header.consumer_group].attributes.get("priority.factor", "")
         return random.randrange(100) < (int(factor) if factor.isdecimal() else 100)
 
-    def _rest(self, ask: Ask) -> int:
+    def _rest(self, ask: Ask, taken: Taken) -> int:
+        """How many messages are left."""
         group = ask.header.consumer_group
-        return sum(
-            max(0, self._store.max_offset(topic, queue_id) - max(0, self._offsets.query(group, topic, queue_id)))
-            for topic, _, queue_id in self._queues(ask)
-        )
+        rest = 0
+        for topic, _, queue_id in self._queues(ask):
+            offset = taken.ends.get((topic, queue_id))
+            if offset is None:
+                offset = self._offsets.query(group, topic, queue_id)
+            rest += max(0, self._store.max_offset(topic, queue_id) - max(0, offset))
+        return rest
 
     def _from_queue(self, ask: Ask, taken: Taken, topic: str, flag: str, queue_id: int) -> None:
         """Take messages of one queue. Raises StoreFull."""
@@ -294,9 +300,10 @@ class Pop:
         before = self._offsets.query(group, topic, queue_id)
         start = self.position(group, topic, queue_id, header.init_mode)
         wanted = ask.filter if flag == "0" else Filter()
-        skip = info.passed() if info is not None else set()
+        skip = {offset for offset in info.passed() if offset >= start} if info is not None else set()
         room = header.max_msg_nums - taken.count
         offset, buffers, found = self._read(topic, queue_id, start, room, wanted, skip, taken.size)
+        taken.ends[topic, queue_id] = offset
         if not found:
             if offset != before:
                 self._offsets.commit(group, topic, queue_id, offset)
@@ -402,6 +409,8 @@ class Pop:
             if skip:
                 records = [each for each in records if _LONG.unpack_from(each, QUEUE_OFFSET_AT)[0] not in skip]
                 buffers = records = records[:count]
+                if records:
+                    offset = _LONG.unpack_from(records[-1], QUEUE_OFFSET_AT)[0] + 1
             if records:
                 return offset, buffers, records
         return offset, [], []
@@ -445,7 +454,7 @@ def check_queue(topics: Topics, topic: str, queue_id: int, connection: Connectio
     """The settings of a topic that may be read. Raises Refused."""
     config = topics.get(topic)
     if config is None:
-        raise Refused(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please! {FAQ}")
+        raise Refused(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please! \n{FAQ}")
     if not config.perm & Perm.READ:
         raise Refused(ResponseCode.NO_PERMISSION, f"the topic[{topic}] peeking message is forbidden")
     if queue_id >= config.read_queue_nums:

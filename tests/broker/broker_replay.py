@@ -29,6 +29,13 @@ SAME = {
     "forbiddenType",
     "IS_SUPPORT_HEART_BEAT_V2",
     "IS_SUB_CHANGE",
+    "hasMsg",
+    "pollingNum",
+    "pollingFull",
+    "restNum",
+    "startOffsetInfo",
+    "msgOffsetInfo",
+    "orderCountInfo",
 }
 #: ext values that depend only on what was sent before
 OFFSETS = {"nextBeginOffset", "minOffset", "maxOffset", "offset", "queueOffset"}
@@ -36,7 +43,7 @@ OFFSETS = {"nextBeginOffset", "minOffset", "maxOffset", "offset", "queueOffset"}
 MAPS = {"attributes", "forbiddenTable", "offsetTable", "subscriptionGroupTable", "subscriptionTable", "table"}
 MAPS |= {"topicConfigTable", "groupTopicMap", "timingCount", "correctionOffsets", "consumeStatsList"}
 #: properties with a value of their own in every run; TIMER_OUT_MS is exact here
-OWN = {"UNIQ_KEY", "ORIGIN_MESSAGE_ID", "TIMER_OUT_MS", "BORN_TIMESTAMP"}
+OWN = {"1ST_POP_TIME", "POP_CK", "UNIQ_KEY", "ORIGIN_MESSAGE_ID", "TIMER_OUT_MS", "BORN_TIMESTAMP"}
 #: addresses and places in the log, in texts
 VARYING = re.compile(r"127\.0\.0\.1:\d+|\b\d+$")
 
