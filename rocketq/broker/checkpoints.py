@@ -116,13 +116,14 @@ class CheckPoints:
 
     def take_due(self, now: int, most: int) -> list[CheckPoint]:
         """Up to `most` whose lease is over. They stay in the table until they are settled or asked for again."""
-        taken: list[CheckPoint] = []
+        taken: dict[Key, CheckPoint] = {}
         while len(taken) < most:
             due = self.next_due()
             if due is None or due > now:
                 break
-            taken.append(self._table[heapq.heappop(self._heap)[1]])
-        return taken
+            key = heapq.heappop(self._heap)[1]  # one that was put into the log once more is there twice
+            taken[key] = self._table[key]
+        return list(taken.values())
 
     def again(self, points: Iterable[CheckPoint]) -> None:
         """These were taken when they were due and could not be revived."""

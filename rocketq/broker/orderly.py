@@ -13,15 +13,13 @@ from typing import Any
 
 import msgspec
 
-#: Nobody asked for so long (ms): the queue's state is forgotten.
-FORGET_AFTER = 24 * 3600 * 1000
-
 
 class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The batch of a queue that is out, or was last. Times in ms.
 
     `acked` has bit i for the i-th offset, `visible` the end of a lease where it is not `pop_time + invisible_time`,
-    `counts` how often a message was given out before.
+    `counts` how often a message was given out before. `ahead`: messages behind the batch's first that are no part of
+    it, because they were acknowledged in an earlier one.
     """
 
     offsets: tuple[int, ...]
@@ -31,6 +29,7 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
     acked: int = 0
     visible: dict[int, int] = {}
     counts: dict[int, int] = {}
+    ahead: tuple[int, ...] = ()
 
     def blocked_until(self, attempt_id: str | None, now: int) -> int:
         """When the next batch may be asked for; 0 for now."""
@@ -46,7 +45,7 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     def passed(self) -> set[int]:
         """The offsets that are acknowledged."""
-        return set(self.offsets).difference(self.left())
+        return {*self.offsets, *self.ahead}.difference(self.left())
 
     def next_offset(self) -> int:
         """Where the group is in the queue."""
@@ -66,6 +65,7 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
             invisible_time=invisible_time,
             attempt_id=attempt_id,
             counts=counts,
+            ahead=tuple(sorted(offset for offset in self.passed() if offset > offsets[0])),
         )
 
     def ack(self, offset: int) -> OrderInfo | None:
@@ -88,7 +88,7 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
         return ";".join([*parts, f"0 {queue_id} {least}"])
 
     def to_json(self) -> dict[str, Any]:
-        """As ``consumerOrderInfo.json`` has it: offsets after the first as differences."""
+        """As Apache's ``consumerOrderInfo.json`` has it: offsets after the first as differences."""
         first, *others = self.offsets
         value: dict[str, Any] = {
             "cm": self.acked,
@@ -99,6 +99,8 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
             "ot": self.visible,
             "popTime": self.pop_time,
         }
+        if self.ahead:
+            value["ahead"] = self.ahead
         if self.attempt_id is not None:
             value["a"] = self.attempt_id
         return value
@@ -115,4 +117,5 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
             acked=int(value.get("cm") or 0),
             visible={int(k): int(v) for k, v in (value.get("ot") or {}).items()},
             counts={int(k): int(v) for k, v in (value.get("oc") or {}).items()},
+            ahead=tuple(int(offset) for offset in value.get("ahead") or ()),
         )

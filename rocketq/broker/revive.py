@@ -53,8 +53,14 @@ class Revive:
         self.revived = self.dead = 0
 
     def start(self) -> None:
+        self.adopt()
         self._running = True
         self.schedule()
+
+    def adopt(self) -> None:
+        """Take groups in that hold messages and that no file names: they came into being just before a crash."""
+        for point in self._log.points:
+            self._groups.get(point.key.group)
 
     def stop(self) -> None:
         self._running = False
@@ -75,9 +81,10 @@ class Revive:
             if self._timer.when() <= at:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(at, self._turn)
+        self._timer = loop.call_at(at, self.turn)
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Revive what is due."""
         self._timer = None
         due = self._log.points.take_due(self._clock_ms(), _PER_TURN)
         try:

@@ -208,7 +208,8 @@ class Settle:
         bits = old.bits([header.offset]) if old is not None else 0
         if old is None or not bits:
             raise self._over(header)
-        now = self._clock_ms()
+        # later than the old one in any case: its receipt must not settle the new one
+        now = max(self._clock_ms(), key.pop_time + 1)
         while (renewed := key._replace(start_offset=header.offset, pop_time=now)) in points:
             now += 1
         point = CheckPoint(renewed, range(header.offset, header.offset + 1), header.invisible_time)

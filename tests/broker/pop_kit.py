@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from broker_wire import Wire
+from broker_wire import Wire, config
 
+from rocketq.broker.batch import Batch
+from rocketq.broker.clients import Clients
+from rocketq.broker.groups import Groups
+from rocketq.broker.offsets import Offsets
+from rocketq.broker.pop import Pop
+from rocketq.broker.popwait import PopWait
+from rocketq.broker.revive import Revive
+from rocketq.broker.revivelog import ReviveLog
+from rocketq.broker.saving import Saver
+from rocketq.broker.settle import Settle
+from rocketq.broker.statistics import Statistics
+from rocketq.broker.topics import Topics
 from rocketq.message import ReceivedMessage, decode_messages
-from rocketq.remoting.command import Command
+from rocketq.record import pack_host
+from rocketq.remoting.command import Command, FrameDecoder
 from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse, PopMessageResponse
 from rocketq.remoting.receipts import Receipt, batch_ack, receipts
+from rocketq.store.files import OsFiles
+from rocketq.store.store import MessageStore
 
 
 def now_ms() -> int:
@@ -76,3 +92,139 @@ async def create(wire: Wire, topic: str, queues: int = 1, **attributes: str) -> 
 
 def bodies(got: list[Held]) -> list[bytes]:
     return [each.message.body for each in got]
+
+
+class Line:
+    """A connection that keeps what is written to it."""
+
+    closed = False
+    peer = "127.0.0.1:1"
+    peer_packed = pack_host("127.0.0.1", 1)
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: Any) -> None:
+        self.written += data if isinstance(data, bytes) else b"".join(data)
+
+
+class PopKit:
+    """What a broker needs for POP, with a clock of the test's and without network and event loop."""
+
+    def __init__(self, directory: Path, now: int = 1_800_000_000_000, **settings: Any) -> None:
+        self.now = now
+        self.directory = directory
+        self.settings = {
+            "mapped_file_size_commit_log": 1 << 20,
+            "message_index_enable": False,
+            "flush_interval_commit_log": 1,
+        } | settings
+        self.open()
+
+    def open(self) -> None:
+        settings = config(self.directory, **self.settings)
+
+        def clock() -> int:
+            return self.now
+
+        files, root = OsFiles(), self.directory / "config"
+        store = self.store = MessageStore(settings.store(), clock_ms=clock)
+        store.open()
+        topics = self.topics = Topics(settings, root / "topics.json", files, lambda changed: None, clock)
+        groups = self.groups = Groups(settings, root / "subscriptionGroup.json", files, clock)
+        offsets = self.offsets = Offsets(root / "consumerOffset.json", files, groups, topics, store, clock)
+        self.saver = Saver(files)
+        for table in (topics, groups, offsets):
+            table.load()
+        statistics = Statistics(0.0)
+        batch = self.batch = Batch(settings, store, statistics)
+        batch.store_host = pack_host("127.0.0.1", 10911)
+        self.log = ReviveLog(settings, store, offsets, clock)
+        offsets.revive_topic = self.log.topic
+        self.log.store_host = batch.store_host
+        self.revive = Revive(store, topics, groups, self.log, clock)
+        wait = PopWait(0, 0, batch.end)
+        wait.wake_line = lambda line, seconds: None  # type: ignore[method-assign]
+        clients = Clients(settings, groups, topics, lambda: 0.0)
+        pop = Pop(
+            settings,
+            store,
+            topics,
+            groups,
+            clients,
+            offsets,
+            batch,
+            self.log,
+            wait,
+            statistics,
+            lambda: None,
+            clock,
+        )
+        settle = Settle(store, topics, offsets, batch, self.log, wait, lambda: None, clock)
+        self.handlers = {**pop.handlers(), **settle.handlers()}
+        topics.adopt(store.queues())
+        self.log.recover()
+        self.revive.adopt()
+
+    def save(self) -> None:
+        """What the broker does every few seconds."""
+        self.revive.forget_deleted()
+        self.log.maintain()
+        self.offsets.catch_up()
+        for table in (self.topics, self.groups, self.offsets):
+            self.saver.save(table)
+
+    def close(self) -> None:
+        self.save()
+        self.store.close()
+
+    def kill(self) -> None:
+        """Leave the directory as a process that was killed leaves it, and open it again."""
+        store = self.store
+        store._flusher.on_durable = None
+        assert store._helper is not None
+        store._helper.shutdown()
+        store._flusher.stop()
+        store.log._prepared = None
+        store.log.close()
+        store.consume_queues.close()
+        store.index.close()
+        store._marks.unlock()
+        store._helper = None
+        self.open()
+
+    def advance(self, ms: int) -> None:
+        """Let time pass, reviving what is due on the way."""
+        until = self.now + ms
+        while (due := self.log.points.next_due()) is not None and due <= until:
+            self.now = max(self.now, due)
+            self.revive.turn()
+        self.now = until
+
+    def send(self, topic: str, queue_id: int, body: bytes) -> None:
+        self.store.append(
+            topic,
+            queue_id,
+            body,
+            "",
+            tag=None,
+            unique_id=None,
+            keys=None,
+            flag=0,
+            sys_flag=0,
+            born_timestamp=self.now,
+            born_host=Line.peer_packed,
+            store_host=self.batch.store_host,
+        )
+        self.store.write()
+
+    def call(self, code: int, ext: dict[str, Any], body: bytes = b"") -> Command:
+        line = Line()
+        request = Command(code, opaque=1, ext={key: str(value) for key, value in ext.items()}, body=body)
+        answer = self.handlers[code](line, request)  # type: ignore[arg-type]
+        self.batch.end()
+        (command,) = FrameDecoder().feed(line.written if answer is None else bytes(answer))  # type: ignore[arg-type]
+        return command
+
+    def pop(self, topic: str, group: str = "G", **more: Any) -> list[Held]:
+        return held(self.call(200050, pop_ext(topic, group, bornTime=0, **more)), topic, group)

@@ -1,7 +1,7 @@
 """Every moment at which a whole broker may be killed or lose its power: what it answered for is there when it is back.
 
-Sends, delays, timer messages and recalls go over a real connection to a broker whose disk is recorded. Afterwards
-brokers are started, with clocks that stand eleven days later, in directories as crashes leave them.
+Sends, delays, timer messages, recalls, pops and acknowledgements go over a real connection to a broker whose disk is
+recorded. Afterwards brokers are started in directories as crashes leave them, with clocks eleven days ahead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from broker_wire import Wire, running
 from crash_disk import Crash, RecordingFiles, crashes, left_by
+from pop_kit import Held, ack_all, lease, pop
 
 from rocketq.broker.server import Broker
 from rocketq.record import decode_record, split_records
@@ -169,3 +170,63 @@ def test_what_a_broker_answered_for_is_there_after_a_crash(tmp_path: Path, flush
     for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
         with left_by(crash) as directory:
             asyncio.run(check(crash, directory, flush))
+
+
+async def drive_pops(directory: Path, flush: str) -> list[Any]:
+    disk = RecordingFiles(directory)
+    async with running(directory / "store", files=disk, flush_disk_type=flush, **SETTINGS) as (broker, wire):
+        driver = Driver(disk, broker, wire)
+
+        async def acknowledged(done: list[Held]) -> None:
+            for each in done:
+                disk.promise("acknowledging", each.message.body.decode().strip())
+            assert (await ack_all(wire, done)).code == 0
+            for each in done:
+                disk.promise("acknowledged", each.message.body.decode().strip())
+
+        await driver.send(12)
+        first = await pop(wire, "T", maxMsgNums=5)
+        await acknowledged(first[:2])
+        renewed = await lease(wire, first[2].receipt, 100_000)
+        await driver.saved()
+        second = await pop(wire, "T", maxMsgNums=4, invisibleTime=100)
+        await acknowledged([Held(first[2].message, renewed), first[4], second[3]])  # type: ignore[arg-type]
+        await wire.until(lambda: broker.store.max_offset("%RETRY%G_T", 0) == 3, 20, "what was not acknowledged")
+        again = await pop(wire, "T")
+        await acknowledged(again[::2])
+        await driver.saved()
+        await driver.send(3)
+        await acknowledged(await pop(wire, "T", maxMsgNums=2))
+    return disk.operations
+
+
+async def check_pops(crash: Crash, directory: Path, flush: str) -> None:
+    promised: dict[str, set[str]] = {}
+    for kind, what in crash.promises():
+        promised.setdefault(kind, set()).add(what)
+    ahead = 11 * DAY
+
+    def clock_ms() -> int:
+        return time.time_ns() // 1_000_000 + ahead
+
+    async with running(directory / "store", clock_ms=clock_ms, flush_disk_type=flush, **SETTINGS) as (_, wire):
+        wanted = promised.get("accepted", set()) - promised.get("acknowledging", set())
+        found: set[str] = set()
+        deadline = time.monotonic() + 20
+        while wanted - found:
+            assert time.monotonic() < deadline, f"{sorted(wanted - found)} did not come"
+            got = await pop(wire, "T", invisibleTime=600_000, bornTime=0)
+            bodies = [each.message.body.decode().strip() for each in got]
+            assert not found.intersection(bodies), "given out twice within a lease"
+            found.update(bodies)
+        assert not promised.get("acknowledged", set()) & found, "it was acknowledged"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_what_was_acknowledged_stays_so_and_the_rest_comes_after_a_crash(tmp_path: Path, flush: str) -> None:
+    operations = asyncio.run(drive_pops(tmp_path, flush))
+    power_failures = POWER_FAILURES if flush == "SYNC_FLUSH" else 0
+    for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
+        with left_by(crash) as directory:
+            asyncio.run(check_pops(crash, directory, flush))
