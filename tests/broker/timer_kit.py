@@ -94,7 +94,10 @@ class Kit:
         self.append(body, out | more)
 
     def recall(self, body: str, due: int) -> None:
+        """As `rocketq.broker.recall` does it."""
         self.send(body, due, TIMER_DEL_UNIQKEY=body)
+        if due - self.now < 60_000:
+            self.timer.recall(due, "T", body)
 
     def work(self) -> None:
         """Turns until there is nothing to do now."""
