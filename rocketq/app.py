@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from rocketq import payload as payloads
 from rocketq import signals
-from rocketq.client import AsyncProducer, Producer, Selector, SendResult
+from rocketq.client import AsyncProducer, AsyncTransaction, Producer, Selector, SendResult, Transaction
 from rocketq.consumers import Consumer
 from rocketq.errors import ConfigError
 from rocketq.message import Message
@@ -233,6 +234,85 @@ class RocketQ:
             raise
         finally:
             self._end(chain, message, result, error)
+
+    @contextmanager
+    def transaction(
+        self,
+        topic: str,
+        payload: object,
+        *,
+        tag: str | None = None,
+        key: str | None = None,
+        keys: Iterable[str] = (),
+        selector: Selector | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        properties: Mapping[str, str] | None = None,
+        check_after: int | None = None,
+        timeout: float = 3.0,
+    ) -> Iterator[Transaction]:
+        """Send a message that consumers get when the block ends well, and never when it raises.
+
+        ``with app.transaction("orders", order): database.commit()``. For threads; in a coroutine use `atransaction`.
+        What it gives has `commit()`, `rollback()` and `result`. Options as for `send`; a delay begins with the commit
+        (Apache's brokers lose transactional messages with a delay). Should the process die in the block, a broker asks
+        the function that ``RocketQ(…, producer={"check": function, "check_topics": ["orders"]})`` names: it gets the
+        message and returns True to commit, False to roll back, None to be asked again. `check_after`: seconds until it
+        asks, see `rocketq.client.Producer.transaction`. `before_send` and `after_send` are about the half message.
+
+        Raises as `send`: before the block nothing is done, after it the broker may or may not have heard the end.
+        """
+        message = build(topic, payload, tag, key, keys, 0, properties, delay, at)
+        chain = self._begin(message)
+        result, error = None, None
+        try:
+            transaction = self.producer.transaction(
+                message, selector=selector, key=key, check_after=check_after, timeout=timeout
+            )
+            transaction.begin()
+            result = transaction.result
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(chain, message, result, error)
+        with transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def atransaction(
+        self,
+        topic: str,
+        payload: object,
+        *,
+        tag: str | None = None,
+        key: str | None = None,
+        keys: Iterable[str] = (),
+        selector: Selector | None = None,
+        delay: timedelta | float | None = None,
+        at: datetime | None = None,
+        properties: Mapping[str, str] | None = None,
+        check_after: int | None = None,
+        timeout: float = 3.0,
+    ) -> AsyncIterator[AsyncTransaction]:
+        """`transaction` for coroutines: ``async with app.atransaction("orders", order): …``."""
+        message = build(topic, payload, tag, key, keys, 0, properties, delay, at)
+        chain = self._begin(message)
+        result, error = None, None
+        try:
+            producer = await self.aproducer()
+            transaction = producer.transaction(
+                message, selector=selector, key=key, check_after=check_after, timeout=timeout
+            )
+            await transaction.begin()
+            result = transaction.result
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(chain, message, result, error)
+        async with transaction:
+            yield transaction
 
     def _begin(self, message: Message) -> Chain | None:
         chain = None

@@ -11,3 +11,5 @@ from rocketq.client.selectors import Selector as Selector
 from rocketq.client.selectors import by_hash as by_hash
 from rocketq.client.sending import SendResult as SendResult
 from rocketq.client.sync_producer import Producer as Producer
+from rocketq.client.transactions import AsyncTransaction as AsyncTransaction
+from rocketq.client.transactions import Transaction as Transaction

@@ -1,4 +1,5 @@
-"""What a blocking producer cannot do in its callers' threads: take replies when they come, send traces when due.
+"""What a blocking producer cannot do in its callers' threads: take replies and questions when they
+come, send traces when due.
 
 An asyncio producer does it, in a thread that begins when it is first needed.
 """
@@ -34,6 +35,11 @@ class Background:
         return asyncio.run_coroutine_threadsafe(
             self._producer.request(message, timeout=timeout), self._loop
         ).result()
+
+    def introduce(self, topic: str) -> None:
+        """As `AsyncProducer.introduce`."""
+        self._starting.result()
+        asyncio.run_coroutine_threadsafe(self._producer.introduce(topic), self._loop).result()
 
     def sent(
         self,

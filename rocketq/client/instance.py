@@ -18,6 +18,7 @@ from rocketq.client.namesrv import AsyncLookup, ServerList, look_up
 from rocketq.client.redis_cache import AsyncRedisRoutes
 from rocketq.client.requests import Requests
 from rocketq.client.routes import Known, RouteTable
+from rocketq.client.transactions import Checks
 from rocketq.client.troubles import Troubles
 from rocketq.client.waiting import wait_event
 from rocketq.errors import ConfigError, RemotingError, RocketQError
@@ -134,6 +135,7 @@ class ClientInstance:
         self._lookups: dict[str, asyncio.Task[Known]] = {}
         #: Requests that wait for their replies.
         self.requests = Requests()
+        self.checks = Checks()
         #: Brokers that were told over their present connection who we are, and who is telling them.
         self._introduced: set[str] = set()
         self._introducing = asyncio.Lock()
@@ -179,6 +181,7 @@ class ClientInstance:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+        await self.checks.close()
         await self.remoting.close()
         if self._cache is not None:
             await self._cache.close()
@@ -367,6 +370,9 @@ class ClientInstance:
         if code == RequestCode.GET_CONSUMER_RUNNING_INFO:
             info = request.header(GetConsumerRunningInfoHeader)
             return self._tell(request, info.consumer_group, lambda member: member.running_info())
+        if code == RequestCode.CHECK_TRANSACTION_STATE:
+            self.checks.asked(connection, request)
+            return None
         if code == RequestCode.PUSH_REPLY_MESSAGE_TO_CLIENT:
             return self.requests.replied(request)
         if code == RequestCode.CONSUME_MESSAGE_DIRECTLY:

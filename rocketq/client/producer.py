@@ -17,6 +17,7 @@ from rocketq.client.routes import Known
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
 from rocketq.client.tracing import Tracer, group_of, topic_of
+from rocketq.client.transactions import AsyncTransaction, Check
 from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.names import reply_topic
@@ -38,9 +39,12 @@ class AsyncProducer:
     long, or until `batch_bytes` are together, and sends them as one request. `max_pending` bounds the messages without
     an answer. `compress_from`: bodies of so many bytes and more are compressed. `latency_fault`: leave slow brokers out
     for a while. `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of that name) what was sent, when, and how
-    long it took (`rocketq message trace`). Further options (`tls`, `access_key`, `route_cache`, `route_refresh`, …) are
-    those of `ClientInstance`; or give an `instance` that others use too. Raises InvalidMessage for an illegal group,
-    ConfigError for bad options.
+    long it took (`rocketq message trace`). `check` decides about transactions of this group that stay open, also those
+    of processes that are gone: it gets the message and returns True (commit), False (roll back) or None (ask again
+    later); brokers can ask as soon as one transaction was begun, or from the start for `check_topics`. All producers of
+    a group should have it, as brokers ask any of them. Further options (`tls`, `access_key`, `route_cache`,
+    `route_refresh`, …) are those of `ClientInstance`; or give an `instance` that others use too. Raises InvalidMessage
+    for an illegal group, ConfigError for bad options.
 
     Use it as an async context manager, or call `start` and `close`.
     """
@@ -59,6 +63,8 @@ class AsyncProducer:
         batch_bytes: int = 256 * 1024,
         max_pending: int = MAX_PENDING,
         trace: bool | str = False,
+        check: Check | None = None,
+        check_topics: Sequence[str] = (),
         **options: Any,
     ) -> None:
         if (namesrv is None) == (instance is None):
@@ -72,6 +78,8 @@ class AsyncProducer:
         )
         self.group = group
         self.max_pending = max_pending
+        self._check = check
+        self._check_topics = check_topics
         self._accumulator: Accumulator[_Send] | None = None
         if linger_ms > 0:
             self._accumulator = Accumulator(linger=linger_ms / 1000, max_bytes=min(batch_bytes, max_message_size))
@@ -92,15 +100,26 @@ class AsyncProducer:
         return f"<AsyncProducer {self.group} namesrv={self.instance.namesrv}>"
 
     async def start(self) -> None:
-        """Gets ready; nothing is connected before the first send."""
+        """Gets ready; nothing is connected before the first send, unless there are `check_topics`.
+
+        Raises ConfigError when the instance has another check for the group, and for `check_topics` as `queues`.
+        """
         if self._running:
             return
         self._loop = asyncio.get_running_loop()
+        if self._check is not None:
+            self.instance.checks.add(self.group, self._check)
         await self.instance.acquire()
         self.instance.add_producer(self.group)
         if self.tracer is not None:
             await self.tracer.start()
         self._running = True
+        try:
+            for topic in self._check_topics:
+                await self.introduce(topic)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Waits for what is being sent, says good-bye and closes the connections."""
@@ -114,6 +133,8 @@ class AsyncProducer:
             await self._room()
         if self.tracer is not None:
             await self.tracer.close()
+        if self._check is not None:
+            self.instance.checks.remove(self.group, self._check)
         await self.instance.remove_producer(self.group)
         await self.instance.release()
 
@@ -250,6 +271,33 @@ class AsyncProducer:
             return await self.send(message, queue=queue, selector=selector, key=key, timeout=seconds)
 
         return await self.instance.requests.reply_to(message, self.instance.client_id, send, timeout)
+
+    def transaction(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: Selector | None = None,
+        key: object = None,
+        check_after: int | None = None,
+        timeout: float = 3.0,
+    ) -> AsyncTransaction:
+        """A context manager: consumers get the message when its block ends well, and never when it raises.
+
+        ``async with producer.transaction(message) as transaction:`` sends a half message and raises as `send` when
+        that fails; the block does the local work. `commit` and `rollback` decide sooner. When this process dies
+        meanwhile a broker asks the group (see `check`). `check_after`: it asks after so many seconds (default: the
+        broker's `transactionTimeOut`, 6), and the block has no longer than that, or 6 s. A delay of the message begins
+        with the commit; Apache's brokers lose transactional messages with a delay. `timeout` in seconds, for the half
+        message and for the end.
+        """
+        self._check_running()
+        return AsyncTransaction(self, message, check_after, timeout, queue=queue, selector=selector, key=key)
+
+    async def introduce(self, topic: str) -> None:
+        """Sees to it that the brokers of a topic know this producer and can ask it. Raises as `queues`."""
+        await self._known(topic)
+        await self.instance.introduce()
 
     async def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).

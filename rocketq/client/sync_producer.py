@@ -22,6 +22,7 @@ from rocketq.client.redis_cache import RedisRoutes
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
+from rocketq.client.transactions import Check, Transaction
 from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.remoting.blocking import BlockingClient
@@ -29,7 +30,7 @@ from rocketq.remoting.bodies import HeartbeatData, ProducerData
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.credentials import Credentials
-from rocketq.remoting.headers import UnregisterClientHeader
+from rocketq.remoting.headers import EndTransactionHeader, UnregisterClientHeader
 from rocketq.remoting.tls import TlsConfig
 
 
@@ -37,8 +38,9 @@ class Producer:
     """Sends messages of one producer group, each call until the broker has answered.
 
     The options are those of `AsyncProducer`, without automatic batches (`send_many` sends many at once). Nothing is
-    connected before the first send. Use it as a context manager, or call `close`. Raises InvalidMessage for an
-    illegal group, ConfigError for bad options.
+    connected before the first send, unless there are `check_topics`. With a `check` the first transaction starts a
+    thread with connections of its own, in which brokers ask. Use it as a context manager, or call `close`. Raises
+    InvalidMessage for an illegal group, ConfigError for bad options.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Producer:
         timeout: float = 3.0,
         client_id: str | None = None,
         trace: bool | str = False,
+        check: Check | None = None,
+        check_topics: Sequence[str] = (),
     ) -> None:
         rng = random.Random()
         self.group = group
@@ -91,10 +95,18 @@ class Producer:
             heartbeat_interval=heartbeat_interval,
             timeout=timeout,
             trace=trace,
+            check=check,
         )
         self._trace = trace
+        self._check = check
         self._closed = False
         self._after_fork()
+        try:
+            for topic in check_topics:
+                self.introduce(topic)
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Producer {self.group} namesrv={self._servers.text}>"
@@ -234,6 +246,36 @@ class Producer:
                 self._background = Background(self._make_async())
         return self._background
 
+    def transaction(
+        self,
+        message: Message,
+        *,
+        queue: MessageQueue | None = None,
+        selector: Selector | None = None,
+        key: object = None,
+        check_after: int | None = None,
+        timeout: float = 3.0,
+    ) -> Transaction:
+        """A context manager: consumers get the message when its block ends well, and never when it raises.
+
+        ``with producer.transaction(message) as transaction:`` sends a half message and raises as `send` when that
+        fails; the block does the local work. `commit` and `rollback` decide sooner. When this process dies meanwhile a
+        broker asks the group (see `check` of the class). `check_after`: it asks after so many seconds (default: the
+        broker's `transactionTimeOut`, 6), and the block has no longer than that, or 6 s. A delay of the message begins
+        with the commit; Apache's brokers lose transactional messages with a delay. `timeout` in seconds, for the half
+        message and for the end.
+        """
+        return Transaction(self, message, check_after, timeout, queue=queue, selector=selector, key=key)
+
+    def introduce(self, topic: str) -> None:
+        """Sees to it that the brokers of a topic can ask this producer, if it has a `check`. Raises as `queues`."""
+        if self._check is not None:
+            self._in_background().introduce(topic)
+
+    def end_transaction(self, address: str, header: EndTransactionHeader, timeout: float) -> Command:
+        """The answer of the broker at `address` to the end of a transaction. Raises RemotingError."""
+        return self._remoting.call(address, RequestCode.END_TRANSACTION, header, timeout=timeout)
+
     def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).
 
@@ -340,6 +382,8 @@ class Producer:
 
     def _beat(self, address: str) -> None:
         """Tells the broker who we are, when the last time is long ago."""
+        if self._check is not None:
+            return  # brokers ask on the connections that they know us by, and nobody reads these
         now = time.monotonic()
         if now - self._beats.get(address, float("-inf")) < self._heartbeat_interval:
             return

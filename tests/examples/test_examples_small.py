@@ -23,10 +23,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         running.stop()
 
 
-def run_example(name: str, server: ServerProcess) -> str:
+def run_example(name: str, server: ServerProcess, *arguments: str) -> str:
     environment = {**os.environ, "ROCKETQ_NAMESRV": server.namesrv}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -34,6 +38,15 @@ def run_example(name: str, server: ServerProcess) -> str:
 
 def test_the_producer_example_sends_every_way(server: ServerProcess) -> None:
     assert len(re.findall("SEND_OK", run_example("producer.py", server))) == 6
+
+
+def test_the_transactions_example_tells_of_what_was_saved(server: ServerProcess, tmp_path: Path) -> None:
+    said = run_example("transactions.py", server, str(tmp_path / "orders.sqlite"))
+    assert said.count("saved, and everybody knows") == 2
+    assert "order 1 of eve: UNIQUE constraint failed: orders.number, and nobody heard of it" in said
+    command = [sys.executable, "-m", "rocketq", "topic", "status", "placed", "--namesrv", server.namesrv]
+    status = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "\n2 messages in " in status
 
 
 @pytest.mark.parametrize(
