@@ -28,6 +28,7 @@ from rocketq_kombu.cluster import Cluster
 from rocketq_kombu.engine import Engine
 from rocketq_kombu.local import LocalServer
 from rocketq_kombu.registry import Registry
+from rocketq_kombu.waker import Waker
 from rocketq_kombu.watch import EVERY, Watch
 
 log = logging.getLogger("rocketq.kombu")
@@ -67,6 +68,7 @@ class Transport(virtual.Transport):
         self.watch = Watch(self.engine, namesrv, self._learned)
         self.closed = False
         self._hub: Any = None
+        self._waker: Waker | None = None
         self._noticed: set[channels.Channel] = set()
         self._repeated: Any = None
         self._soon = False
@@ -115,12 +117,16 @@ class Transport(virtual.Transport):
         self._hub = loop
         self.engine.attach(loop)
         self._repeated = loop.call_repeatedly(self._pause, self.upkeep)
+        self._waker = Waker(loop)
         self.engine.soon(self._work)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         if self._repeated is not None:
             self._repeated.cancel()
             self._repeated = None
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
         self._hub = None
 
     def notify(self, channel: channels.Channel) -> None:
@@ -139,6 +145,8 @@ class Transport(virtual.Transport):
             if not channel.closed:
                 delivered |= channel.deliver()
                 channel.fill()
+        if delivered and self._waker is not None:
+            self._waker.wake()
         return delivered
 
     def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:

@@ -1,11 +1,12 @@
-"""Celery's own integration suite (`t/integration` of its source distribution) on one broker after the other.
+"""Celery's own integration suite (`t/integration` of its source distribution) on several brokers at the same time.
 
     python tests/celery/suite.py                        on rocketq, Redis and RabbitMQ
     python tests/celery/suite.py rocketq redis          on some of them
     python tests/celery/suite.py rocketq -- -k chord    what follows -- goes to pytest
 
-Starts a fresh broker for each, and a fresh Redis for the results, which is the same for all. Celery's sources and what
-its tests import are fetched from PyPI, once, into ``$ROCKETQ_CELERY_CACHE`` (default ``~/.cache/rocketq-celery``).
+Starts each broker anew, with a Redis of its own for the results. Takes half an hour, most of which is waiting.
+Celery's sources and what its tests import are fetched from PyPI, once, into ``$ROCKETQ_CELERY_CACHE`` (default
+``~/.cache/rocketq-celery``).
 Prints passes and failures by broker and every test that did not end in the same way on all; the whole reports are left
 in the cache. Exit code 1 when rocketq passes fewer tests than another broker.
 """
@@ -13,12 +14,14 @@ in the cache. Exit code 1 when rocketq passes fewer tests than another broker.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import venv
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,6 +33,7 @@ from contenders import SERVERS, PeerMissing, Redis, Server
 VERSION = "5.7.0"
 NEEDS = [
     f"celery[auth,azureblockblob,gevent,redis,sqlalchemy]=={VERSION}",
+    "django",
     "pytest",
     "pytest-order",
     "pytest-rerunfailures",
@@ -67,15 +71,37 @@ def prepare() -> tuple[Path, Path, Path]:
     return cache, sources, python
 
 
-def run_on(server: Server, python: Path, sources: Path, results: Server, report: Path, options: list[str]) -> None:
+def run(name: str, python: Path, sources: Path, report: Path, options: list[str]) -> dict[str, str] | None:
+    """How every test ended on a fresh broker; None when it is not installed."""
+    with tempfile.TemporaryDirectory(prefix="celery-suite-") as directory:
+        server, results = SERVERS[name](Path(directory)), Redis(Path(directory))
+        try:
+            server.start()
+            results.start()
+            copy = shutil.copytree(sources, Path(directory) / "celery")  # the tests leave files
+            run_pytest(server, python, copy, results, report, options)
+            return outcomes(report)
+        except PeerMissing as missing:
+            print(f"{name}: left out, {missing}", flush=True)
+            return None
+        finally:
+            server.remove()
+            results.remove()
+
+
+def run_pytest(
+    server: Server, python: Path, sources: Path, results: Server, report: Path, options: list[str]
+) -> None:
     backend = f"redis://127.0.0.1:{results.port}/0"
     environment = {
         **os.environ,
         "TEST_BROKER": URLS[server.name].format(server=server),
         "TEST_BACKEND": backend,
         "REDIS_PORT": str(results.port),
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
     }
     environment.pop("PYTHONPATH", None)
+    report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-q", "-p", "celery.contrib.pytest", "-p", "no:cacheprovider"]
     where = [] if any(option.startswith("t/") for option in options) else ["t/integration"]
     with report.with_suffix(".log").open("w") as log:
@@ -117,23 +143,10 @@ def main() -> int:
         cut = wanted.index("--")
         wanted, options = wanted[:cut], wanted[cut + 1 :]
     cache, sources, python = prepare()
-    results: dict[str, dict[str, str]] = {}
-    for name in wanted or list(URLS):
-        with tempfile.TemporaryDirectory(prefix="celery-suite-") as directory:
-            server, backend = SERVERS[name](Path(directory)), Redis(Path(directory))
-            try:
-                server.start()
-                backend.start()
-                print(f"{name}: Celery's suite runs", flush=True)
-                report = cache / f"{name}.xml"
-                report.unlink(missing_ok=True)
-                run_on(server, python, sources, backend, report, options)
-                results[name] = outcomes(report)
-            except PeerMissing as missing:
-                print(f"{name}: left out, {missing}", flush=True)
-            finally:
-                server.remove()
-                backend.remove()
+    names = wanted or list(URLS)
+    with ThreadPoolExecutor(len(names)) as executor:
+        found = list(executor.map(lambda name: run(name, python, sources, cache / f"{name}.xml", options), names))
+    results = {name: ends for name, ends in zip(names, found, strict=True) if ends is not None}
     show(results)
     passed = {name: sum(end == "passed" for end in found.values()) for name, found in results.items()}
     return int(passed.get("rocketq", 0) < max(passed.values(), default=0))

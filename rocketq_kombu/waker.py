@@ -1,0 +1,40 @@
+"""Has an event loop go round once more before it waits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+
+class Waker:
+    """A pipe that a `kombu.asynchronous.Hub` reads.
+
+    Celery puts acknowledgements off by `Hub.call_soon`. What is put off while the hub calls whoever wants to be called
+    before it waits would lie there until something else happens, for up to a second.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._pid = os.getpid()
+        self._out, self._in = os.pipe()
+        os.set_blocking(self._out, False)
+        os.set_blocking(self._in, False)
+        hub.add_reader(self._out, self._read)
+
+    def wake(self) -> None:
+        """Keep the hub from waiting, if it has been asked for something."""
+        if getattr(self._hub, "_ready", True):
+            with contextlib.suppress(BlockingIOError):  # it is full: the hub will not wait
+                os.write(self._in, b".")
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._out, 4096)
+
+    def close(self) -> None:
+        """A child that was forked leaves the loop, which it has in common with its parent, alone."""
+        if self._pid == os.getpid():
+            self._hub.remove(self._out)
+        os.close(self._out)
+        os.close(self._in)

@@ -1,0 +1,74 @@
+"""When tasks run: etas that the broker holds, and priorities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+
+from celery_kit import Site, Worker
+from servers import wait_until
+
+
+def test_tasks_with_an_eta_wait_in_the_broker_and_come_on_time(site: Callable[..., Site]) -> None:
+    here = site()
+    with Worker(here, "prefork").wait_ready():
+        began = time.time()
+        here.s("work", "soon").apply_async(countdown=2)
+        here.s("work", "eta").apply_async(eta=datetime.now(timezone.utc) + timedelta(seconds=3))
+        here.s("work", "year").apply_async(countdown=365 * 86400)
+        here.s("work", "now").apply_async()
+        wait_until(lambda: "now" in here.done(), 20, "the one without an eta")
+        inspect = here.app.control.inspect(timeout=5, limit=1)
+        assert not inspect.scheduled()["w@test"]  # the worker knows nothing of them
+        wait_until(lambda: len(here.done()) == 3, 20, "those that are due")
+        begun = {line.number: line.time - began for line in here.lines("work", "begin")}
+        assert begun["soon"] >= 2
+        assert begun["eta"] >= 3
+        assert "year" not in begun
+
+
+def test_an_eta_outlives_the_worker_that_asked_for_it(site: Callable[..., Site]) -> None:
+    here = site()
+    here.s("work", 1).apply_async(countdown=3)
+    with Worker(here, "threads", name="a").wait_ready() as worker:
+        worker.kill()
+    with Worker(here, "threads", name="b").wait_ready():
+        wait_until(lambda: here.done(), 20, "it is done")
+        assert here.done() == {"1": 1}
+
+
+def test_a_task_whose_time_is_over_is_not_run(site: Callable[..., Site]) -> None:
+    here = site()
+    late = here.s("work", "late").apply_async(expires=0.2)
+    time.sleep(0.3)  # its time goes by
+    here.s("work", "after").apply_async()
+    with Worker(here, "solo").wait_ready():
+        wait_until(lambda: "after" in here.done(), 20, "the next one")
+        assert "late" not in here.done()
+    assert late.id
+
+
+def test_the_highest_priority_comes_first(site: Callable[..., Site]) -> None:
+    here = site()
+    for number in range(40):
+        here.s("work", f"{number % 10}").apply_async(priority=number % 10)
+    with Worker(here, "solo", "--prefetch-multiplier", "1", concurrency=1).wait_ready():
+        wait_until(lambda: sum(here.done().values()) == 40, 20, "all are done")
+    order = [int(line.number) for line in here.lines()]
+    assert order == sorted(order, reverse=True)
+
+
+def test_tasks_of_one_key_run_one_after_the_other(site: Callable[..., Site]) -> None:
+    here = site()
+    with Worker(here, "threads", name="a").wait_ready(), Worker(here, "threads", name="b").wait_ready():
+        for number in range(12):
+            here.s("work", f"{number % 2}-{number:02}", 0.05).apply_async(sharding_key=f"key {number % 2}")
+        wait_until(lambda: len(here.done()) == 12, 30, "all are done")
+    lines = sorted(here.lines("work", "begin") + here.lines("work", "end"), key=lambda line: line.time)
+    for key in "01":
+        mine = [line for line in lines if line.number.startswith(key)]
+        assert [line.number for line in mine if line.what == "end"] == [
+            f"{key}-{n:02}" for n in range(int(key), 12, 2)
+        ]
+        assert [line.what for line in mine] == ["begin", "end"] * 6
