@@ -9,6 +9,7 @@ in one request.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -141,6 +142,8 @@ class Keeper:
                 lease.until = began + self.lease
             except (RemotingError, BrokerError) as error:
                 log.warning("the lease of %s was not renewed: %s", lease, error)
+                if isinstance(error, BrokerError) and error.code == ResponseCode.NO_MESSAGE:
+                    lease.until = math.inf  # it is over, there is nothing to renew any more
             with self._lock:
                 lease.busy = False
                 settled, lease.settled = lease.settled, None

@@ -1,0 +1,126 @@
+"""A consumer is never alive but deaf: brokers killed, networks cut, with and without an event loop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import kombu
+import pytest
+from kombu.asynchronous.hub import Hub
+from kombu_kit import Network, consuming, publish, turn_until
+from servers import ServerProcess, start_server
+
+from rocketq_kombu import leases, sources
+
+#: Seconds; what was settled while a broker was away counts when it is back within that time.
+LEASE = 10.0
+SHORT = 6.0
+
+
+@pytest.fixture(params=["hub", "synloop"])
+def hub(request: pytest.FixtureRequest) -> Iterator[Hub | None]:
+    """The event loop; None where whoever drains events turns the wheel."""
+    hub = Hub() if request.param == "hub" else None
+    yield hub
+    if hub is not None:
+        hub.close()
+
+
+def queue_named(name: str) -> kombu.Queue:
+    return kombu.Queue(name, routing_key=name)
+
+
+def test_a_broker_that_was_killed_is_used_again_when_it_is_back(hub: Hub | None, tmp_path: Path) -> None:
+    queue = queue_named("killed")
+    with ThreadPoolExecutor() as pool, start_server(tmp_path) as first:
+        ports = [int(address.rpartition(":")[2]) for address in (first.namesrv, first.broker)]
+        with kombu.Connection(f"rocketq://{first.namesrv}", transport_options={"lease": LEASE}) as connection:
+            publish(connection, queue, "before", "in hand")
+            with consuming(connection, queue, prefetch=10, ack=False) as got:
+                if hub is not None:
+                    connection.register_with_event_loop(hub)
+                assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+                first.kill()
+                got[0][1].ack()  # while there is nobody to tell
+                assert not turn_until(connection, lambda: len(got) > 2, timeout=0.5, hub=hub)
+                starting = pool.submit(start_server, tmp_path, namesrv_port=ports[0], broker_port=ports[1])
+                assert turn_until(connection, starting.done, timeout=30, hub=hub)
+                with starting.result() as second:
+                    with kombu.Connection(f"rocketq://{second.namesrv}") as other:
+                        publish(other, queue, "after")
+                    assert turn_until(connection, lambda: len(got) > 2, hub=hub)
+                    got[1][1].ack()
+                    again = time.monotonic() + LEASE
+                    turn_until(connection, lambda: time.monotonic() > again, timeout=LEASE + 2, hub=hub)
+                    assert [body for body, _ in got[2:]] == ["after"], "what was settled does not come again"
+
+
+def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
+    hub: Hub | None, url: str, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "POLL", 0.5)
+    monkeypatch.setattr(sources, "_SLACK", 0.5)
+    monkeypatch.setattr(leases, "_TIMEOUT", 0.5)
+    network = Network(server.broker)
+    connection = kombu.Connection(url, transport_options={"lease": SHORT})
+    connection.transport.cluster.address_of = lambda broker, topic=None: (
+        network.address
+    )  # the broker's, as consumers see it
+    queue = queue_named("cut")
+    try:
+        publish(connection, queue, 1, 2)
+        with consuming(connection, queue, prefetch=10, ack=False) as got:
+            if hub is not None:
+                connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+            network.cut()
+            got[0][1].ack()
+            with kombu.Connection(connection.hostname) as other:
+                publish(other, queue, 3)
+            assert not turn_until(connection, lambda: len(got) > 2, timeout=1.5, hub=hub)
+            network.heal()
+            assert turn_until(connection, lambda: len(got) == 3, hub=hub)
+            again = time.monotonic() + SHORT
+            turn_until(connection, lambda: time.monotonic() > again, timeout=SHORT + 2, hub=hub)
+            assert [body for body, _ in got] == [1, 2, 3], "the lease of the second was renewed, the first is done"
+            for _, message in got[1:]:
+                message.ack()
+    finally:
+        connection.close()
+        network.close()
+
+
+def test_the_event_loop_is_not_held_up_by_a_broker_that_does_not_answer(url: str, server: ServerProcess) -> None:
+    """Connections are made without waiting: the rest of the loop goes on."""
+    network = Network(server.broker)
+    hub = Hub()
+    queue = queue_named("silent")
+    with kombu.Connection(url, connect_timeout=30) as connection:
+        publish(connection, queue, 1)
+        network.cut()
+        connection.transport.cluster.address_of = lambda broker, topic=None: network.address
+        with consuming(connection, queue) as got:
+            connection.register_with_event_loop(hub)
+            ticks: list[float] = []
+            hub.call_repeatedly(0.05, lambda: ticks.append(time.monotonic()))
+            turn_until(connection, lambda: len(ticks) >= 20, hub=hub)
+            assert not got
+            assert max(after - before for before, after in itertools.pairwise(ticks)) < 1.0
+    hub.close()
+    network.close()
+
+
+def test_a_cluster_of_several_nameservers_works_as_long_as_one_does(server: ServerProcess) -> None:
+    for url in (f"rocketq://127.0.0.1:1,{server.namesrv}/n", f"rocketq://127.0.0.1:1;{server.namesrv}/n"):
+        queue = queue_named("several")
+        with kombu.Connection(url) as connection:
+            assert connection.connect()
+            publish(connection, queue, url)
+            with consuming(connection, queue) as got:
+                assert turn_until(connection, lambda: got)
+            assert got[0][0] == url
+            assert connection.transport.virtual_host == "/n"
