@@ -52,6 +52,7 @@ class Channel(Publishing):
         #: queue -> consumer tag -> (no_ack, callback)
         self._callbacks: dict[str, dict[str, tuple[bool, Callable[[QueueMessage], Any]]]] = {}
         self._turns: dict[str, int] = {}
+        self._limits: dict[str, int | None] = {}  # x-max-length of work queues, read when consuming begins
         #: what came and was not delivered yet
         self._ready: deque[Arrived] = deque()
         self._numbers = itertools.count(1)
@@ -85,6 +86,7 @@ class Channel(Publishing):
         if place is not None:
             offset = self._cursors.get(queue, place.offset)
             return [CursorSource(self, queue, place.broker, self._shared, place.queue_id, offset, escape(queue))]
+        self._limits[queue] = self.connection.registry.limit(queue)
         return list(self._work_sources(queue))
 
     def _work_sources(self, queue: str) -> list[Source]:

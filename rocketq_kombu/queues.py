@@ -30,7 +30,6 @@ class Queues(Exchanges):
         self._auto_delete: set[str] = set()  # those that go with their last consumer
         self._cursors: dict[str, int] = {}  # how far we are in short-lived queues
         self._prioritized: set[str] = set()  # short-lived queues with priorities
-        self._limits: dict[str, int] = {}  # x-max-length of queues
 
     def prepare_queue_arguments(self, arguments: dict[str, Any], **kwargs: Any) -> Any:
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
@@ -58,8 +57,6 @@ class Queues(Exchanges):
         **kwargs: Any,
     ) -> None:
         arguments = arguments or {}
-        if arguments.get("x-max-length") is not None:
-            self._limits[queue] = int(arguments["x-max-length"])
         expires = arguments.get("x-expires")
         if exclusive or (auto_delete and expires):
             if auto_delete:
@@ -71,6 +68,8 @@ class Queues(Exchanges):
             priorities = bool(arguments.get("x-max-priority"))
             topic = topic_of(self._host, queue)
             self.cluster.create_topic(topic, PRIORITIES if priorities else 1, priorities=priorities, group=True)
+            if arguments.get("x-max-length") is not None:
+                self.connection.registry.keep_limit(queue, int(arguments["x-max-length"]))
 
     def _new_place(self, queue: str, ttl: int) -> None:
         """Declare a short-lived queue; it begins with what is sent from now on."""
@@ -110,7 +109,8 @@ class Queues(Exchanges):
         if self.connection.registry.place(queue) is not None:
             return 0
         size = self.cluster.backlog(topic_of(self._host, queue))
-        return min(size, self._limits.get(queue, size))
+        limit = self.connection.registry.limit(queue)
+        return size if limit is None else min(size, limit)
 
     def _purge(self, queue: str) -> int:
         size = self._size(queue)
@@ -136,4 +136,4 @@ class Queues(Exchanges):
                 if bound == queue:
                     registry.unbind(exchange, queue, routing_key)
         self.cluster.delete_queue(topic_of(self._host, queue))
-        self._limits.pop(queue, None)
+        registry.forget_limit(queue)

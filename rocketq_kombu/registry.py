@@ -8,12 +8,13 @@ namespace               key                            text
 ======================  =============================  =====================================================
 kombu|VHOST             e|EXCHANGE                     JSON: type, durable, auto_delete, arguments
 kombu|VHOST             q|QUEUE                        JSON of :class:`Place`: a short-lived queue
+kombu|VHOST             l|QUEUE                        most messages that a work queue keeps (`x-max-length`)
 kombu|VHOST|EXCHANGE    QUEUE|ROUTING_KEY              JSON: pattern, and for queues that may go by
                                                        themselves `until` (ms)
 ======================  =============================  =====================================================
 
-One key a binding, so two processes never overwrite what the other one said. Work queues need no entry: they are
-topics.
+One key a binding, so two processes never overwrite what the other one said. Work queues without a limit need no
+entry: they are topics.
 """
 
 from __future__ import annotations
@@ -161,3 +162,20 @@ class Registry:
         """A short-lived queue is gone."""
         self._admin.kv_delete(self._namespace, f"q|{escape(queue)}")
         self._places.pop(queue, None)
+
+    # work queues
+
+    def limit(self, queue: str) -> int | None:
+        """How many messages a work queue keeps at most; None for any number."""
+        text = self._admin.kv_get(self._namespace, f"l|{escape(queue)}")
+        return int(text) if text is not None else None
+
+    def keep_limit(self, queue: str, limit: int) -> None:
+        """Keep a work queue's limit."""
+        if self.limit(queue) != limit:
+            self._admin.kv_put(self._namespace, f"l|{escape(queue)}", str(limit))
+
+    def forget_limit(self, queue: str) -> None:
+        """A work queue is gone."""
+        if self.limit(queue) is not None:
+            self._admin.kv_delete(self._namespace, f"l|{escape(queue)}")

@@ -24,3 +24,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def url(server: ServerProcess) -> str:
     """Of the server, with a virtual host that no other test uses."""
     return f"rocketq://{server.namesrv}/t{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def late() -> float:
+    """Seconds that the machine may take beyond the end of a lease."""
+    return 2.0

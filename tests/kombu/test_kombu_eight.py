@@ -206,7 +206,7 @@ def test_5_a_keys_first_use_is_noticed_by_consumers_that_run(url: str) -> None:
         assert turn_until(connection, lambda: len(got) == 2, timeout=5)
 
 
-def test_6_a_short_lease_holds_for_a_long_task_and_ends_with_its_worker(url: str) -> None:
+def test_6_a_short_lease_holds_for_a_long_task_and_ends_with_its_worker(url: str, late: float) -> None:
     queue = queue_named("lease")
     with kombu.Connection(url) as connection:
         publish(connection, queue, "work")
@@ -217,7 +217,7 @@ def test_6_a_short_lease_holds_for_a_long_task_and_ends_with_its_worker(url: str
                 worker.kill()
                 killed = time.monotonic()
                 assert turn_until(connection, lambda: got)
-                assert time.monotonic() - killed < 3, "a lease, and what the machine takes"
+                assert time.monotonic() - killed < 1 + late
                 assert got[0][1].delivery_info["redelivered"]
 
 
@@ -275,7 +275,8 @@ def test_7_a_rejected_message_is_a_dead_letter(server: ServerProcess) -> None:
 
 def test_8_queues_are_counted_emptied_deleted_and_looked_up_exactly(url: str) -> None:
     queue = queue_named("exact", max_priority=10)
-    with kombu.Connection(url) as connection, kombu.Connection(url) as other:
+    short = {"lease": 2}  # Apache's broker hands messages out even to those that have gone meanwhile
+    with kombu.Connection(url, transport_options=short) as connection, kombu.Connection(url) as other:
         channel, elsewhere = connection.default_channel, other.default_channel
         assert not channel._has_queue("exact")
         with pytest.raises(ChannelError):
@@ -296,6 +297,18 @@ def test_8_queues_are_counted_emptied_deleted_and_looked_up_exactly(url: str) ->
         elsewhere.queue_delete("exact")
         assert not elsewhere._has_queue("exact")
         assert not channel._has_queue("exact"), "whoever deleted it"
+
+
+def test_8_a_limited_queue_keeps_its_newest_messages_whoever_declared_it(url: str) -> None:
+    with kombu.Connection(url) as connection, kombu.Connection(url) as other:
+        publish(connection, queue_named("limited", max_length=3), *range(10))
+        assert other.default_channel.queue_declare("limited", passive=True).message_count == 3
+        with consuming(other, queue_named("limited")) as got:
+            assert turn_until(other, lambda: len(got) == 3)
+            assert [body for body, _ in got] == [7, 8, 9]
+        other.default_channel.queue_delete("limited")
+        publish(other, queue_named("limited"), *range(10))
+        assert connection.default_channel._size("limited") == 10, "the limit went with the queue"
 
 
 def test_yesterdays_tasks_of_one_name_run_again(server: ServerProcess) -> None:
