@@ -147,6 +147,11 @@ class Peer:
         )
         return consumption
 
+    def kill(self) -> None:
+        """kill -9."""
+        end(self._process, signal.SIGKILL)
+        self._reader.join(10)
+
     def close(self) -> None:
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):

@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from rocketq_pop import Pop
+
 from rocketq import (
     AsyncProducer,
     Message,
@@ -226,6 +228,8 @@ class Peer:
             "Rpc.request": self.request,
             "Rpc.respond": self.respond,
         }
+        if c["do"].startswith("Pop."):
+            verbs = Pop(await self.producer(c["namesrv"]), describe).verbs
         return await verbs[c["do"]](c)
 
 
