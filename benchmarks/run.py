@@ -86,7 +86,7 @@ class Run:
             self.names.remove(server.name)
             return False
         say(f"{server.name}: started in {server.start_seconds:.2f} s")
-        if server.client == "rocketq":
+        if server.client == "rocketq" and self.scale.warm_up:
             warm_up(server, self.scale.warm_up)
         return True
 

@@ -11,6 +11,8 @@ import re
 import time
 from typing import Any
 
+from amqp.basic_message import Message as AmqpMessage
+
 from rocketq import properties as names
 from rocketq.errors import BrokerError
 from rocketq.message import Message, MessageQueue
@@ -41,6 +43,8 @@ class Publishing(Queues):
         if key is not None:  # headers outlive a retry of the task, properties do not
             message["headers"]["sharding_key"] = str(key)
         dead = properties.pop("dead_letter", None)
+        for name in properties.keys() - _KNOWN:  # AMQP sends no others either; some cannot be encoded
+            del properties[name]
         for queue in self._lookup(exchange, routing_key):
             if dead is None:
                 self._put(queue, message)
@@ -129,5 +133,9 @@ class Publishing(Queues):
         self.cluster.producer.send(dead)
 
 
+#: Properties that a message is published with.
+_KNOWN = frozenset(
+    {name for name, _ in AmqpMessage.PROPERTIES} | {"body_encoding", "delivery_info", "delivery_tag"}
+)
 #: Properties that a delivery adds.
 _OF_DELIVERY = frozenset({"queue", "delivery_tag"})

@@ -55,3 +55,10 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_the_rest_back(site: Callable[.
     with Worker(here, pool, name="next").wait_ready():
         wait_until(lambda: len(here.done()) == 20, 20, "all are done, far within the lease of 30 s")
     assert set(here.done().values()) == {1}
+
+
+def test_what_amqp_does_not_send_is_not_sent(site: Callable[..., Site]) -> None:
+    here = site()
+    here.s("add", 1, 2).apply_async(handle=object())
+    with Worker(here, "solo").wait_ready():
+        assert here.s("add", 1, 2).apply_async(priority=3, handle=object()).get(timeout=20) == 3

@@ -1,0 +1,198 @@
+"""What the Celery benchmark measures: the same application, worker and publisher; only the broker's URL differs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from contenders import Server, wait_for
+from measures import Figures, Scenario, Target
+
+HERE = Path(__file__).parent
+URLS = {
+    "rocketq": "rocketq://{server.namesrv}",
+    "redis": "redis://127.0.0.1:{server.port}/0",
+    "rabbitmq": "amqp://guest:guest@127.0.0.1:{server.port}//",
+}
+#: For the recovery: what says that a worker is gone. RabbitMQ needs nothing, it sees the connection's end.
+PROMPT = {"rocketq": {"lease": 2}, "redis": {"visibility_timeout": 2}}
+#: RabbitMQ says by default nothing of what was published, and may lose it; the others always do.
+CONFIRMED = {"rabbitmq": {"confirm_publish": True}}
+Options = dict[str, dict[str, object]]
+_numbers = itertools.count(1)
+
+
+@dataclass
+class CeleryScale:
+    """How much."""
+
+    tasks: int = 5000
+    paced: int = 1000
+    etas: int = 10_000
+    eta_from: float = 25.0
+    eta_over: float = 10.0
+
+
+class Bench:
+    """One measurement: a queue of its own on a server, a publisher and workers."""
+
+    def __init__(self, server: Server, directory: Path, options: Options) -> None:
+        self.queue = f"bench{os.getpid()}x{next(_numbers)}"
+        self.journal = directory / "journal"
+        self.journal.touch()
+        self.directory = directory
+        self.environment = {
+            **os.environ,
+            "CELERY_BENCH_BROKER": URLS[server.name].format(server=server),
+            "CELERY_BENCH_OPTIONS": json.dumps(options.get(server.name, {})),
+            "CELERY_BENCH_JOURNAL": str(self.journal),
+        }
+
+    def publish(self, kind: str, number: int, *rest: float) -> float:
+        """The seconds that it took."""
+        command = [sys.executable, str(HERE / "celery_app.py"), kind, self.queue, str(number), *map(str, rest)]
+        done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, check=True, timeout=600)
+        return float(done.stdout)
+
+    @contextmanager
+    def worker(self, prefetch: int, concurrency: int = 2) -> Iterator[subprocess.Popen[bytes]]:
+        """A worker, when it is ready. `prefetch`: unsettled tasks in all."""
+        command = ["-m", "celery", "-A", "celery_app", "worker", "-Q", self.queue, "-c", str(concurrency)]
+        quiet = ["--without-mingle", "--without-gossip", "-l", "warning", "-n", f"{next(_numbers)}@bench"]
+        multiplier = f"--prefetch-multiplier={prefetch // concurrency}"
+        log = self.directory / f"worker-{next(_numbers)}.log"
+        ready = log.with_suffix(".ready")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command, *quiet, multiplier],
+                cwd=HERE,
+                env={**self.environment, "CELERY_BENCH_READY": str(ready)},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: ready.exists() or process.poll() is not None, "the worker")
+            assert process.poll() is None, log.read_text()
+            yield process
+        finally:
+            with_children(process, signal.SIGKILL)
+
+    def lines(self, number: int, seconds: float = 300.0) -> list[list[float]]:
+        """The journal's numbers, when it has so many lines."""
+        wait_for(lambda: self.journal.read_bytes().count(b"\n") >= number, f"{number} lines", seconds)
+        return [[float(word) for word in line.split()] for line in self.journal.read_text().splitlines()]
+
+
+def with_children(process: subprocess.Popen[bytes], number: int) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+        process.wait()
+
+
+def bench(measure: Callable[[Bench, CeleryScale], Figures], scale: CeleryScale, options: Options):  # type: ignore[no-untyped-def]
+    """A scenario's function."""
+
+    def run(server: Server, _: object) -> Figures:
+        with tempfile.TemporaryDirectory(prefix="celery-bench-") as directory:
+            spent = server.cpu_seconds()
+            figures = measure(Bench(server, Path(directory), options), scale)
+            return {**figures, "server CPU s": server.cpu_seconds() - spent}
+
+    return run
+
+
+def publishing(bench: Bench, scale: CeleryScale) -> Figures:
+    return {"tasks/s": scale.tasks / bench.publish("publish", scale.tasks)}
+
+
+def draining(prefetch: int) -> Callable[[Bench, CeleryScale], Figures]:
+    def measure(bench: Bench, scale: CeleryScale) -> Figures:
+        bench.publish("publish", scale.tasks)
+        with bench.worker(prefetch):
+            times = [when for _, when in bench.lines(scale.tasks // 100)]
+        # the first hundred tasks are started before all of the worker is there
+        return {"tasks/s": (scale.tasks - 200) / (max(times) - sorted(times)[1])}
+
+    return measure
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def latency(bench: Bench, scale: CeleryScale) -> Figures:
+    with bench.worker(8):
+        bench.publish("pace", scale.paced, 100)
+        waited = [seconds * 1000 for (seconds,) in bench.lines(scale.paced)][50:]
+    return {"p50 ms": percentile(waited, 0.5), "p99 ms": percentile(waited, 0.99)}
+
+
+def anonymous(pid: int) -> float:
+    """MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
+def etas(bench: Bench, scale: CeleryScale) -> Figures:
+    with bench.worker(8) as worker:
+        before = anonymous(worker.pid)
+        bench.publish("eta", scale.etas, scale.eta_from, scale.eta_over)
+        time.sleep(2)  # the worker takes in what it keeps itself
+        held = anonymous(worker.pid)
+        after = [seconds * 1000 for (seconds,) in bench.lines(scale.etas)]
+    return {
+        "late p50 ms": percentile(after, 0.5),
+        "late p99 ms": percentile(after, 0.99),
+        "earliest ms": min(after),
+        "worker MiB more": held - before,
+    }
+
+
+def recovery(bench: Bench, scale: CeleryScale) -> Figures:
+    """Two tasks run in a worker that is killed; another one is ready."""
+    with bench.worker(2) as first:
+        bench.publish("hold", 2, 8)
+        bench.lines(2)
+        with bench.worker(2):
+            with_children(first, signal.SIGKILL)
+            killed = time.time()
+            again = [when for _, when in bench.lines(4)][2:]
+    return {"back after s": max(again) - killed}
+
+
+def scenarios(scale: CeleryScale) -> list[Scenario]:
+    servers = ("rocketq", "redis", "rabbitmq")
+
+    def against(metric: str, redis: float = 1.0, rabbitmq: float = 1.0) -> list[Target]:
+        return [Target(metric, ratio=redis, rival="redis"), Target(metric, ratio=rabbitmq, rival="rabbitmq")]
+
+    def scenario(name: str, title: str, measure, targets, options=CONFIRMED) -> Scenario:  # type: ignore[no-untyped-def]
+        return Scenario(name, title, bench(measure, scale, options), "celery", servers, targets)
+
+    return [
+        scenario("publish", "one process publishes, confirmed", publishing, against("tasks/s")),
+        scenario("blind", "the same, by RabbitMQ unconfirmed", publishing, against("tasks/s"), {}),
+        scenario("drain-4", "two processes work a backlog off, prefetch 4", draining(4), against("tasks/s", 1.3)),
+        scenario("drain-64", "the same, prefetch 64", draining(64), against("tasks/s", 1.3)),
+        scenario(
+            "latency", "100 tasks a second, publish to start", latency, [*against("p50 ms"), *against("p99 ms")]
+        ),
+        scenario(
+            "eta",
+            f"{scale.etas:,} tasks with an eta",
+            etas,
+            [*against("late p99 ms"), *against("worker MiB more")],
+        ),
+        scenario("recovery", "kill -9 of a worker, lease 2 s", recovery, against("back after s"), PROMPT),
+    ]
