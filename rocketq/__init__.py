@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rocketq.app import RocketQ as RocketQ
     from rocketq.app import consumer as consumer
     from rocketq.client import AsyncProducer as AsyncProducer
+    from rocketq.client import PopConsumer as PopConsumer
     from rocketq.client import Producer as Producer
     from rocketq.client import PullConsumer as PullConsumer
     from rocketq.client import PushConsumer as PushConsumer
@@ -34,6 +35,7 @@ _HOME = {
     "Middleware": "middleware",
     "Producer": "client",
     "PullConsumer": "client",
+    "PopConsumer": "client",
     "PushConsumer": "client",
     "ReceivedMessage": "message",
     "Reject": "consumers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rocketq import payload as payloads
 from rocketq import signals
 from rocketq.client import AsyncProducer, AsyncTransaction, Producer, Selector, SendResult, Transaction
-from rocketq.consumers import Consumer
+from rocketq.consumers import DEFAULT_LEASE, Consumer
 from rocketq.errors import ConfigError
 from rocketq.message import Message
 from rocketq.middleware import Chain, Middleware
@@ -104,6 +104,9 @@ class RocketQ:
         concurrency: int | None = None,
         max_retries: int | None = None,
         from_where: str | int = "LAST",
+        mode: str = "auto",
+        lease: float = DEFAULT_LEASE,
+        retry_delays: Sequence[float] = (),
     ) -> Callable[[F], F]:
         """Register a function, sync or async, for the messages of `topic`. The function itself is returned unchanged.
 
@@ -118,6 +121,13 @@ class RocketQ:
         `max_retries`: deliveries after the first before the dead letter queue (default 16; ordered: no end).
         `from_where`: where a group without a stored position begins: `"LAST"` (what arrives from now on; RocketMQ
         begins small young queues at their start even so), `"FIRST"`, or a time in ms since the epoch.
+        `mode`: `"pop"`: brokers lease single messages to whichever process asks, so one that joins, leaves or hangs
+        holds up nobody (RocketMQ 5; not with `ordered`, `broadcast` or more than 16 retries). `"pull"`: each process
+        has queues of its own. `"auto"`: pop, where the topic's brokers can and no member of the group pulls.
+        `lease`: with pop, seconds until what a process held comes again when it dies (default 30); leases are renewed
+        while a function works, however long that takes.
+        `retry_delays`: seconds before the first, second, … further attempt, the last one for all others (default: the
+        broker's 10 s, 30 s, 1 m … 2 h). With pull rounded up to the broker's delay levels; not for `ordered`.
 
         What the function is given is in `rocketq.payload`; what it may raise in `rocketq.consumers`.
         """
@@ -130,6 +140,9 @@ class RocketQ:
             "concurrency": concurrency,
             "max_retries": max_retries,
             "from_where": from_where,
+            "mode": mode,
+            "lease": lease,
+            "retry_delays": tuple(retry_delays),
         }
 
         def register(function: F) -> F:
@@ -396,6 +409,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "concurrency": None,
     "max_retries": None,
     "from_where": "LAST",
+    "mode": "auto",
+    "lease": DEFAULT_LEASE,
+    "retry_delays": (),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,8 @@ __all__ = ["Consumer", "Reject", "Retry"]
 #: RocketMQ's own numbers: deliveries at once per consumer and process, redeliveries before the dead letter queue.
 DEFAULT_CONCURRENCY = 20
 DEFAULT_MAX_RETRIES = 16
+#: Seconds until a message that a process popped comes again when it dies.
+DEFAULT_LEASE = 30.0
 
 
 class Retry(RocketQError):
@@ -54,6 +56,9 @@ class Consumer:
     max_retries: int | None
     from_where: str | int
     sql: str | None = None
+    mode: str = "auto"
+    lease: float = DEFAULT_LEASE
+    retry_delays: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if self.ordered and self.broadcast:
@@ -66,10 +71,26 @@ class Consumer:
             raise ConfigError(f"consumer {self.name}: concurrency={self.concurrency} has to be at least 1")
         if self.max_retries is not None and self.max_retries < 0:
             raise ConfigError(f"consumer {self.name}: max_retries={self.max_retries} must not be negative")
+        if self.mode not in ("auto", "pop", "pull"):
+            raise ConfigError(f"consumer {self.name}: mode={self.mode!r} is not auto, pop or pull")
+        if self.mode == "pop" and not self.may_pop:
+            raise ConfigError(
+                f"consumer {self.name}: mode='pop' is for consumers that are neither ordered nor broadcast, with "
+                f"max_retries up to {DEFAULT_MAX_RETRIES}"
+            )
+        if self.lease < 1:
+            raise ConfigError(f"consumer {self.name}: lease={self.lease} has to be at least one second")
+        if any(delay < 0 for delay in self.retry_delays):
+            raise ConfigError(f"consumer {self.name}: retry_delays={self.retry_delays} has a negative one")
         if isinstance(self.from_where, str) and self.from_where not in ("FIRST", "LAST"):
             raise ConfigError(
                 f"consumer {self.name}: from_where={self.from_where!r} is not FIRST, LAST or ms since the epoch"
             )
+
+    @property
+    def may_pop(self) -> bool:
+        """Whether it can be consumed by POP: brokers count attempts then, and give up after 16 retries."""
+        return not (self.ordered or self.broadcast) and (self.retries or 0) <= DEFAULT_MAX_RETRIES
 
     @property
     def expression(self) -> str | Sql:
@@ -95,6 +116,10 @@ class Consumer:
         Looked up when first needed, so annotations may name types that are defined further down in the module.
         """
         return payload.parameters(self.function)
+
+    def retry_delay(self, attempt: int) -> float | None:
+        """Seconds before the next attempt after failed number `attempt` (from 0); None: as brokers do it."""
+        return self.retry_delays[min(attempt, len(self.retry_delays) - 1)] if self.retry_delays else None
 
     @property
     def retries(self) -> int | None:

@@ -41,7 +41,7 @@ retried = _signals.signal("retried")
 #: (consumer, message) the broker has put it into the group's dead letter queue.
 dead_lettered = _signals.signal("dead-lettered")
 #: (consumer, topic, assigned, revoked) the consumer's share of the queues of `topic` (its own, or its group's retry
-#: topic) changed: lists of MessageQueue.
+#: topic) changed: lists of MessageQueue. Never with POP, where nobody has a share.
 rebalanced = _signals.signal("rebalanced")
 #: (worker) every consumer is connected and pulling.
 worker_ready = _signals.signal("worker-ready")

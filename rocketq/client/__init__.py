@@ -1,6 +1,7 @@
 """Producers and consumers."""
 
 from rocketq.client.instance import ClientInstance as ClientInstance
+from rocketq.client.pop_consumer import PopConsumer as PopConsumer
 from rocketq.client.producer import AsyncProducer as AsyncProducer
 from rocketq.client.pull import PullConsumer as PullConsumer
 from rocketq.client.push import PushConsumer as PushConsumer

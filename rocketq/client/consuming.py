@@ -21,6 +21,7 @@ from rocketq.client.send_back import SendBack, level_for
 from rocketq.client.tracing import Tracer
 from rocketq.client.waiting import wait_event
 from rocketq.message import ReceivedMessage
+from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
 
 log = logging.getLogger("rocketq.client")
 
@@ -156,6 +157,27 @@ async def call_handler(handler: Handler, messages: list[ReceivedMessage], group:
             f" and {len(messages) - 1} more" if len(messages) > 1 else "",
         )
         return [RetryLater(error=error)] * len(messages)
+
+
+async def consume_directly(
+    handler: Handler, message: ReceivedMessage, *, ordered: bool
+) -> ConsumeMessageDirectlyResult:
+    """What the handler says of a message that an operator gives it; nothing is settled by that."""
+    begun = time.monotonic()
+    remark: str | None = None
+    try:
+        results = spread(await handler([message]), [message])
+        outcome = "CR_SUCCESS" if results in (None, [ConsumeResult.SUCCESS]) else "CR_LATER"
+    except Exception as error:  # noqa: BLE001 - the operator who asked for it gets it as text
+        outcome = "CR_THROW_EXCEPTION"
+        remark = f"{type(error).__name__}: {error}"
+    return ConsumeMessageDirectlyResult(
+        consume_result=outcome,
+        order=ordered,
+        auto_commit=True,
+        remark=remark,
+        spent_time_mills=int((time.monotonic() - begun) * 1000),
+    )
 
 
 def tell(hook: MessageHook | None, message: ReceivedMessage, group: str) -> None:

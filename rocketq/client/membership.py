@@ -42,6 +42,11 @@ class Subscription:
     version: int
     told_version: int
 
+    @property
+    def tags(self) -> frozenset[str] | None:
+        """The tags that are wanted; None: any, or others decide."""
+        return parse_tags(self.expression) if self.kind == TAG else None
+
 
 class Membership:
     """A consumer's place in its group. Raises InvalidMessage or ConfigError for bad settings."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rocketq.client.assigned import Assigned
-from rocketq.client.consuming import Concurrently, Handler, MessageHook, Orderly, Rules
+from rocketq.client.consuming import Concurrently, Handler, MessageHook, Orderly, Rules, consume_directly
 from rocketq.client.instance import ClientInstance
 from rocketq.client.locks import INTERVAL, Locks
 from rocketq.client.member import REBALANCE_INTERVAL, GroupMember, RebalanceHook
@@ -17,7 +17,6 @@ from rocketq.client.membership import BROADCASTING, CLUSTERING, Membership
 from rocketq.client.offsets import BrokerOffsets, LocalOffsets, OffsetStore
 from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import Puller, PullRules
-from rocketq.client.results import ConsumeResult, spread
 from rocketq.client.send_back import SendBack
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.waiting import cancel_all
@@ -256,6 +255,11 @@ class PushConsumer(GroupMember):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def in_flight(self) -> int:
+        """Handler calls that are running."""
+        return len(self.consuming.running)
+
     def _get_handler(self) -> Handler:
         assert self.handler is not None
         return self.handler
@@ -345,18 +349,4 @@ class PushConsumer(GroupMember):
                 self._let_go(one)
 
     async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:
-        begun = time.monotonic()
-        remark: str | None = None
-        try:
-            results = spread(await self._get_handler()([message]), [message])
-            outcome = "CR_SUCCESS" if results in (None, [ConsumeResult.SUCCESS]) else "CR_LATER"
-        except Exception as error:  # noqa: BLE001 - the operator who asked for it gets it as text
-            outcome = "CR_THROW_EXCEPTION"
-            remark = f"{type(error).__name__}: {error}"
-        return ConsumeMessageDirectlyResult(
-            consume_result=outcome,
-            order=self.ordered,
-            auto_commit=True,
-            remark=remark,
-            spent_time_mills=int((time.monotonic() - begun) * 1000),
-        )
+        return await consume_directly(self._get_handler(), message, ordered=self.ordered)

@@ -12,9 +12,10 @@ from rocketq.remoting.codes import VERSION
 
 if TYPE_CHECKING:
     from rocketq.client.member import GroupMember
+    from rocketq.client.pop_consumer import PopConsumer
 
 
-def running_info(consumer: GroupMember) -> ConsumerRunningInfo:
+def running_info(consumer: GroupMember | PopConsumer) -> ConsumerRunningInfo:
     """The report that brokers pass on; rates are averages since the start."""
     instance = consumer.instance
     seconds = max(1e-3, time.time() - instance.started_at)

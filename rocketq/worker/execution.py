@@ -78,8 +78,8 @@ def decide(consumer: Consumer, message: ReceivedMessage, error: BaseException) -
     | broadcast | any | success: there is nobody to hand it back to |
     | other | Reject, PayloadError | dead letter queue: it will never work |
     | other | any, retries used up | dead letter queue |
-    | other | Retry | again, with its delay level |
-    | other | any other | again |
+    | other | Retry | again, with its delay level, if it names one |
+    | other | any other | again, after the consumer's next `retry_delays` |
     """
     if consumer.broadcast:
         return SUCCESS
@@ -87,7 +87,8 @@ def decide(consumer: Consumer, message: ReceivedMessage, error: BaseException) -
         return DEAD_LETTER
     if consumer.retries is not None and message.reconsume_times >= consumer.retries:
         return DEAD_LETTER
-    return RetryLater(error.delay_level or None if isinstance(error, Retry) else None)
+    level = error.delay_level if isinstance(error, Retry) else 0
+    return RetryLater(level) if level else RetryLater(delay=consumer.retry_delay(message.reconsume_times))
 
 
 def report(consumer: Consumer, message: ReceivedMessage, error: BaseException, outcome: Outcome) -> None:

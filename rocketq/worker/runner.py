@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from rocketq import signals
 from rocketq.app import RocketQ
-from rocketq.client import ClientInstance, PushConsumer
+from rocketq.client import ClientInstance, PopConsumer, PushConsumer
 from rocketq.client.admin import Admin
+from rocketq.client.pop_consumer import can_pop
 from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
 from rocketq.errors import ConfigError, RemotingError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
@@ -76,7 +77,7 @@ class Worker:
     @property
     def in_flight(self) -> int:
         """Functions that are running now."""
-        return sum(len(running.push.consuming.running) for running in self._running)
+        return sum(running.in_flight for running in self._running)
 
     async def run(self) -> bool:
         """Consume until `stop`. Returns True when everything in flight was finished, False when some was left to be
@@ -112,7 +113,7 @@ class Worker:
             try:
                 if self.create_topics:
                     await asyncio.to_thread(create_topic, self.app, running.consumer.topic)
-                await running.push.start()
+                await running.start()
                 return
             except (RemotingError, RouteNotFound) as error:  # no NameServer, or no broker at it yet
                 if not complained:
@@ -140,29 +141,71 @@ def create_topic(app: RocketQ, topic: str) -> None:
 
 
 class _Running:
-    """One consumer with its push consumer and, for a sync function, its threads."""
+    """One consumer with its member of the group and, for a sync function, its threads."""
 
     def __init__(self, app: RocketQ, consumer: Consumer, concurrency: int, instance: ClientInstance) -> None:
         self.app = app
         self.consumer = consumer
         self.execution = Execution(app, consumer)
-        size = consumer.concurrency or concurrency
-        self.pool = None if consumer.is_async else ThreadPoolExecutor(size, thread_name_prefix=consumer.group)
-        self.push = PushConsumer(
+        self.size = consumer.concurrency or concurrency
+        self.pool = None if consumer.is_async else ThreadPoolExecutor(self.size, thread_name_prefix=consumer.group)
+        self.instance = instance
+        self.member: PopConsumer | PushConsumer | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return self.member.in_flight if self.member is not None else 0
+
+    async def start(self) -> None:
+        """Raises what the member's `start` does; may be called again then."""
+        if self.member is None:
+            self.member = self._pop_consumer() if await self._pops() else self._push_consumer()
+            self.member.subscribe(self.consumer.topic, self.consumer.expression)
+        await self.member.start()
+
+    async def _pops(self) -> bool:
+        consumer = self.consumer
+        if consumer.mode != "auto" or not consumer.may_pop:
+            return consumer.mode == "pop"
+        await self.instance.acquire()
+        try:
+            pops = await can_pop(self.instance, consumer.group, consumer.topic)
+        finally:
+            await self.instance.release()
+        logger.info("group %s: %s consumes by %s", consumer.group, consumer.name, "POP" if pops else "pull")
+        return pops
+
+    def _pop_consumer(self) -> PopConsumer:
+        consumer = self.consumer
+        return PopConsumer(
             consumer.group,
             handler=self.handle,
-            instance=instance,
+            instance=self.instance,
+            from_where=consumer.from_where,
+            concurrency=self.size,
+            max_reconsume_times=consumer.max_retries,
+            lease=consumer.lease,
+            trace=self.app.trace,
+            on_retried=self.retried,
+            on_dead_lettered=self.dead_lettered,
+        )
+
+    def _push_consumer(self) -> PushConsumer:
+        consumer = self.consumer
+        return PushConsumer(
+            consumer.group,
+            handler=self.handle,
+            instance=self.instance,
             model="BROADCASTING" if consumer.broadcast else "CLUSTERING",
             from_where=consumer.from_where,
             ordered=consumer.ordered,
-            concurrency=size,
+            concurrency=self.size,
             max_reconsume_times=consumer.max_retries,
-            trace=app.trace,
+            trace=self.app.trace,
             on_rebalanced=self.rebalanced,
             on_retried=self.retried,
             on_dead_lettered=self.dead_lettered,
         )
-        self.push.subscribe(consumer.topic, consumer.expression)
 
     async def handle(self, messages: list[ReceivedMessage]) -> Outcome:
         (message,) = messages
@@ -182,7 +225,7 @@ class _Running:
         signals.emit(signals.dead_lettered, self.app, consumer=self.consumer, message=message)
 
     async def close(self, timeout: float) -> bool:
-        finished = await self.push.close(timeout)
+        finished = self.member is None or await self.member.close(timeout)
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)
         return finished

@@ -110,7 +110,7 @@ def work(body: str): write(body)
 def test_a_function_that_raises_is_retried_and_then_dead_lettered(app: RocketQ, make_worker: MakeWorker) -> None:
     worker = make_worker(
         """
-@app.consumer("failing", max_retries=2)
+@app.consumer("failing", max_retries=2, retry_delays=[0.3, 0.1])
 def fail(message: ReceivedMessage):
     write(f"attempt {message.reconsume_times} of {message.topic} {message.message_id}")
     raise ValueError("broken")
@@ -290,7 +290,7 @@ def test_unfinished_work_of_one_process_is_the_exit_code_of_all(app: RocketQ, ma
 
 def test_what_a_killed_worker_had_in_flight_is_delivered_again(app: RocketQ, make_worker: MakeWorker) -> None:
     source = """
-@app.consumer("killed")
+@app.consumer("killed", lease=2)
 def work(body: str):
     write(body)
     if body == "deadly" and len(open("out").readlines()) < 3: os.kill(os.getpid(), 9)
@@ -440,7 +440,7 @@ for name in ("rebalanced", "worker_ready", "received", "consumed", "worker_stopp
     def note(app, name=name, **values): write(name)
     getattr(signals, name).connect(note, weak=False)
 
-@app.consumer("living", from_where="FIRST")
+@app.consumer("living", from_where="FIRST", mode="pull")
 def work(body: str): write(body, "bodies")
 """
     ).ready()

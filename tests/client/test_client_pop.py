@@ -1,0 +1,308 @@
+"""The POP consumer against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client_helpers import Collector, fresh, until
+from servers import start_server
+
+from rocketq.client import AsyncProducer, ClientInstance, ConsumeResult, PopConsumer, PushConsumer, RetryLater
+from rocketq.client import pop_consumer as pop_consumer_module
+from rocketq.client.pop_consumer import can_pop
+from rocketq.client.results import DeadLetter, HandlerResult
+from rocketq.errors import ConfigError, RocketQError
+from rocketq.filters import Sql
+from rocketq.message import Message, ReceivedMessage
+
+
+async def publish(namesrv: str, topic: str, *bodies: str, **more: Any) -> None:
+    async with AsyncProducer("PG", namesrv) as producer:
+        for body in bodies:
+            await producer.send(Message(topic, body.encode(), **more))
+
+
+def consumer_of(
+    namesrv: str, group: str, topic: str, handler: Any, expression: Any = "*", **more: Any
+) -> PopConsumer:
+    consumer = PopConsumer(group, namesrv, handler, **{"from_where": "FIRST", **more})
+    consumer.subscribe(topic, expression)
+    return consumer
+
+
+def test_messages_come_once_and_the_next_member_goes_on(namesrv: str) -> None:
+    topic, group = fresh("Pop"), fresh("G")
+
+    async def main() -> None:
+        await publish(namesrv, topic, *[f"a{n}" for n in range(50)])
+        first = Collector()
+        async with consumer_of(namesrv, group, topic, first):
+            await until(lambda: len(first.messages) >= 50)
+            await publish(namesrv, topic, "more")  # by the long poll
+            await until(lambda: len(first.messages) >= 51)
+        assert sorted(first.bodies) == sorted(["more", *[f"a{n}" for n in range(50)]])
+        await publish(namesrv, topic, "b1", "b2")
+        second = Collector()
+        async with consumer_of(namesrv, group, topic, second):
+            await until(lambda: len(second.messages) >= 2)
+        assert sorted(second.bodies) == ["b1", "b2"]
+
+    asyncio.run(main())
+
+
+def test_a_new_group_begins_with_what_comes_or_at_a_time(namesrv: str) -> None:
+    topic = fresh("PopFrom")
+
+    async def main() -> None:
+        async with AsyncProducer("PG", namesrv) as producer:
+            queue = (await producer.queues(topic))[0]
+            await producer.send(Message(topic, b"old"), queue=queue)
+            await asyncio.sleep(0.01)  # a border between two milliseconds
+            border = time.time_ns() // 1_000_000
+            await asyncio.sleep(0.01)
+            await producer.send(Message(topic, b"new"), queue=queue)
+        from_time = Collector()
+        async with consumer_of(namesrv, fresh("G"), topic, from_time, from_where=border):
+            await until(lambda: from_time.messages)
+            await publish(namesrv, topic, "last")
+            await until(lambda: len(from_time.messages) == 2)
+        assert from_time.bodies == ["new", "last"]
+
+    asyncio.run(main())
+
+
+def test_only_wanted_messages_reach_the_handler(namesrv: str) -> None:
+    topic = fresh("PopTags")
+
+    async def main() -> None:
+        for tag in ("Aa", "BB", "C"):  # the first two have the same Java hash
+            await publish(namesrv, topic, tag, tag=tag, properties={"size": str(len(tag))})
+        tagged, matched = Collector(), Collector()
+        async with (
+            consumer_of(namesrv, fresh("G"), topic, tagged, "Aa || C"),
+            consumer_of(namesrv, fresh("G"), topic, matched, Sql("size = 2 AND TAGS <> 'Aa'")),
+        ):
+            await until(lambda: len(tagged.messages) >= 2 and matched.messages)
+            await publish(namesrv, topic, "last", tag="C", properties={"size": "2"})
+            await until(lambda: "last" in tagged.bodies and "last" in matched.bodies)
+        assert sorted(tagged.bodies) == ["Aa", "C", "last"]
+        assert matched.bodies == ["BB", "last"]
+
+    asyncio.run(main())
+
+
+def test_what_fails_comes_again_when_the_handler_says_and_then_is_a_dead_letter(namesrv: str) -> None:
+    topic, group = fresh("PopFails"), fresh("G")
+
+    async def main() -> None:
+        retried, dead = [], []
+        times: list[float] = []
+
+        def decide(messages: list[ReceivedMessage]) -> HandlerResult:
+            times.append(time.time())
+            return RetryLater(delay=0.4, error=ValueError("broken"))
+
+        handler = Collector(decide)
+        async with consumer_of(
+            namesrv,
+            group,
+            topic,
+            handler,
+            max_reconsume_times=2,
+            on_retried=lambda message: retried.append(message.reconsume_times),
+            on_dead_lettered=lambda message: dead.append(message.body),
+        ):
+            await publish(namesrv, topic, "stubborn")
+            await until(lambda: dead)
+        assert [message.reconsume_times for message in handler.messages] == [0, 1, 2]
+        assert {message.topic for message in handler.messages} == {topic}
+        assert all(later - sooner >= 0.39 for sooner, later in itertools.pairwise(times))
+        assert (retried, dead) == ([0, 1], [b"stubborn"])
+        letters = Collector()
+        async with consumer_of(namesrv, fresh("G"), f"%DLQ%{group}", letters):
+            await until(lambda: letters.messages)
+        (letter,) = letters.messages
+        assert letter.body == b"stubborn"
+        assert "broken" in str(letter.properties)
+
+    asyncio.run(main())
+
+
+def test_a_rejected_message_is_a_dead_letter_at_once(namesrv: str) -> None:
+    topic, group = fresh("PopRejects"), fresh("G")
+
+    async def main() -> None:
+        handler = Collector(lambda messages: DeadLetter(ValueError("no use")))
+        dead: list[bytes] = []
+        async with consumer_of(
+            namesrv, group, topic, handler, on_dead_lettered=lambda message: dead.append(message.body)
+        ):
+            await publish(namesrv, topic, "hopeless")
+            await until(lambda: dead)
+        assert len(handler.messages) == 1
+
+    asyncio.run(main())
+
+
+def test_long_work_keeps_its_lease_and_nobody_else_gets_it(namesrv: str) -> None:
+    topic, group = fresh("PopLong"), fresh("G")
+
+    async def main() -> None:
+        begun: list[str] = []
+
+        async def slow(messages: list[ReceivedMessage]) -> HandlerResult:
+            begun.append(messages[0].body.decode())
+            await asyncio.sleep(3.0)  # thrice the lease
+            return ConsumeResult.SUCCESS
+
+        await publish(namesrv, topic, "one", "two")
+        other = Collector()
+        async with consumer_of(namesrv, group, topic, slow, lease=1.0):
+            await until(lambda: len(begun) == 2)
+            async with consumer_of(namesrv, group, topic, other, lease=1.0):
+                await asyncio.sleep(2.5)
+        assert sorted(begun) == ["one", "two"]
+        assert other.messages == []
+        async with consumer_of(namesrv, group, topic, other):
+            await publish(namesrv, topic, "three")
+            await until(lambda: other.messages)
+        assert other.bodies == ["three"]
+
+    asyncio.run(main())
+
+
+def test_who_stops_gives_back_what_was_not_begun(namesrv: str) -> None:
+    topic, group = fresh("PopStops"), fresh("G")
+
+    async def main() -> None:
+        holding = asyncio.Event()
+        begun: list[str] = []
+
+        async def stuck(messages: list[ReceivedMessage]) -> HandlerResult:
+            begun.append(messages[0].body.decode())
+            await holding.wait()
+            return ConsumeResult.SUCCESS
+
+        await publish(namesrv, topic, *[f"m{n}" for n in range(8)])
+        first = consumer_of(namesrv, group, topic, stuck, concurrency=2, lease=60.0)
+        await first.start()
+        await until(lambda: len(begun) == 2 and len(first._leases) >= 4)
+        closing = asyncio.create_task(first.close())
+        other = Collector()
+        async with consumer_of(namesrv, group, topic, other):
+            await until(lambda: len(other.messages) == 6, deadline=10.0)
+            holding.set()
+            assert await closing
+        assert sorted([*begun, *other.bodies]) == [f"m{n}" for n in range(8)]
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_does_not_return_loses_its_message(namesrv: str) -> None:
+    topic, group = fresh("PopHangs"), fresh("G")
+
+    async def main() -> None:
+        calls: list[str] = []
+        pop_consumer_module.LEVELS = (0.1,) * 18  # type: ignore[misc]
+
+        async def hang(messages: list[ReceivedMessage]) -> HandlerResult:
+            calls.append(messages[0].body.decode())
+            await asyncio.sleep(60 if len(calls) == 1 else 0)
+            return ConsumeResult.SUCCESS
+
+        async with consumer_of(namesrv, group, topic, hang, consume_timeout=0.5) as consumer:
+            await publish(namesrv, topic, "x")
+            await until(lambda: len(calls) == 2)
+            assert not await consumer.close(0.1) or consumer.in_flight == 0
+
+    levels = pop_consumer_module.LEVELS
+    try:
+        asyncio.run(main())
+    finally:
+        pop_consumer_module.LEVELS = levels  # type: ignore[misc]
+
+
+def test_a_group_that_pulls_is_joined_by_pull(namesrv: str) -> None:
+    topic, group = fresh("PopMixed"), fresh("G")
+
+    async def main() -> None:
+        await publish(namesrv, topic, "x")
+        instance = ClientInstance(namesrv)
+        await instance.acquire()
+        try:
+            assert await can_pop(instance, group, topic)
+            handler = Collector()
+            pulling = PushConsumer(group, namesrv, handler, from_where="FIRST")
+            pulling.subscribe(topic)
+            async with pulling:
+                assert not await can_pop(instance, group, topic)
+            async with consumer_of(namesrv, group, topic, handler):
+                assert await can_pop(instance, group, topic)
+            assert await can_pop(instance, group, fresh("Nobody"))
+        finally:
+            await instance.release()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wrong", [{"lease": 0.5}, {"concurrency": 0}, {"max_reconsume_times": 17}])
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        PopConsumer("G", "127.0.0.1:1", Collector(), **wrong)
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_killed_forgets_no_lease_and_no_acknowledgement(tmp_path: Path) -> None:
+    """Twice in the middle: everything is consumed, and only what was in flight then perhaps twice."""
+    count = 1500
+    seen: Counter[str] = Counter()
+    in_flight: set[str] = set()
+
+    async def handler(messages: list[ReceivedMessage]) -> HandlerResult:
+        body = messages[0].body.decode()
+        in_flight.add(body)
+        await asyncio.sleep(0.005)
+        seen[body] += 1
+        in_flight.discard(body)
+        return ConsumeResult.SUCCESS
+
+    async def main() -> None:
+        server = start_server(tmp_path / "data")
+        namesrv_port = int(server.namesrv.rpartition(":")[2])
+        broker_port = int(server.broker.rpartition(":")[2])
+        perhaps_twice: set[str] = set()
+        try:
+            await publish(server.namesrv, "Killed", *[f"m{n}" for n in range(count)])
+            consumer = consumer_of(server.namesrv, "G", "Killed", handler, lease=4.0)
+            async with consumer:
+                for share in (3, 2):
+                    await until(lambda share=share: len(seen) >= count // share)
+                    done = len(seen)
+                    server.kill()
+                    server = await asyncio.to_thread(
+                        start_server, tmp_path / "data", namesrv_port=namesrv_port, broker_port=broker_port
+                    )
+                    # what was held then, and what was done and not acknowledged yet
+                    await asyncio.sleep(1.0)
+                    perhaps_twice |= in_flight | set(list(seen)[max(0, done - 300) :])
+                await until(lambda: len(seen) == count, deadline=60.0)
+            twice = {body for body, times in seen.items() if times > 1}
+            assert twice <= perhaps_twice, sorted(twice - perhaps_twice)
+            late = Collector()
+            async with consumer_of(server.namesrv, "G", "Killed", late):
+                await publish(server.namesrv, "Killed", "last")
+                await until(lambda: "last" in late.bodies)
+            assert set(late.bodies) <= {"last"} | perhaps_twice
+        finally:
+            server.stop()
+
+    try:
+        asyncio.run(main())
+    except RocketQError as error:
+        raise AssertionError(f"the consumer did not live through the kill: {error}") from error
