@@ -364,6 +364,15 @@ class Engine:
             with self._lock:
                 self._fail(link, "it was given up")
 
+    def settle(self, lane: Hashable = None, grace: float = 1.0) -> None:
+        """Wait for the answers to what was asked in a lane, for `grace` seconds at most."""
+        deadline = time.monotonic() + grace
+        while any(link.session.pending for link in list(self._links.values()) if link.lane == lane):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self.turn(left)
+
     def close(self) -> None:
         """Close everything; what was not answered ends with ConnectionLost."""
         self._after_fork()

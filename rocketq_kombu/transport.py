@@ -100,6 +100,7 @@ class Transport(virtual.Transport):
 
     def close_connection(self, connection: Any) -> None:
         super().close_connection(connection)
+        self.engine.settle()  # the acknowledgements
         self.closed = True
         self.unregister_from_event_loop(connection, self._hub)
         self._noticed.clear()
