@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from rocketq.client.producer import AsyncProducer
 from rocketq.client.sending import Outgoing, SendResult
 from rocketq.message import Message, ReceivedMessage
+from rocketq.remoting.headers import EndTransactionHeader
 
 #: Seconds that the thread has to end.
 GOODBYE = 20.0
@@ -61,6 +62,13 @@ class Background:
         assert tracer is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(tracer.recalled, topic, message_id)
+
+    def ended(self, half: Message, header: EndTransactionHeader, address: str) -> None:
+        """As `Tracer.ended`; at once."""
+        tracer = self._producer.tracer
+        assert tracer is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(tracer.ended, half, header, address)
 
     def close(self) -> None:
         """Sends the last traces, ends producer and thread."""

@@ -108,7 +108,7 @@ class AsyncProducer:
             return
         self._loop = asyncio.get_running_loop()
         if self._check is not None:
-            self.instance.checks.add(self.group, self._check)
+            self.instance.checks.add(self.group, self._check, self.tracer)
         await self.instance.acquire()
         self.instance.add_producer(self.group)
         if self.tracer is not None:

@@ -22,7 +22,7 @@ from rocketq.client.redis_cache import RedisRoutes
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
-from rocketq.client.transactions import Check, Transaction
+from rocketq.client.transactions import Check, Transaction, check_ended
 from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.remoting.blocking import BlockingClient
@@ -272,9 +272,12 @@ class Producer:
         if self._check is not None:
             self._in_background().introduce(topic)
 
-    def end_transaction(self, address: str, header: EndTransactionHeader, timeout: float) -> Command:
-        """The answer of the broker at `address` to the end of a transaction. Raises RemotingError."""
-        return self._remoting.call(address, RequestCode.END_TRANSACTION, header, timeout=timeout)
+    def end_transaction(self, address: str, half: Message, header: EndTransactionHeader, timeout: float) -> None:
+        """Tells the broker at `address` how the transaction of `half` ends. Raises RemotingError, BrokerError."""
+        answer = self._remoting.call(address, RequestCode.END_TRANSACTION, header, timeout=timeout)
+        check_ended(answer, address)
+        if self._trace:
+            self._in_background().ended(half, header, address)
 
     def recall(self, topic: str, handle: str, *, timeout: float = 3.0) -> str:
         """Takes a message back that waits for its time; returns its unique id (RECALL_MESSAGE of RocketMQ 5).

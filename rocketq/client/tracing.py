@@ -23,6 +23,8 @@ from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage, new_unique_id
 from rocketq.names import GROUP_MAX_LENGTH, TRACE_TOPIC
+from rocketq.record import TRANSACTION_COMMIT
+from rocketq.remoting.headers import EndTransactionHeader
 from rocketq.trace import Trace
 
 log = logging.getLogger("rocketq.client")
@@ -167,6 +169,27 @@ class Tracer:
     def recalled(self, topic: str, message_id: str) -> None:
         """A delayed message was taken back."""
         self.add(Trace(traces.RECALL, message_id, _now_ms(), DEFAULT_REGION, self.group, topic))
+
+    def ended(self, half: Message | ReceivedMessage, header: EndTransactionHeader, address: str) -> None:
+        """The broker at `address` was told how the transaction of `half` ends."""
+        commits = header.commit_or_rollback == TRANSACTION_COMMIT
+        self.add(
+            Trace(
+                traces.END_TRANSACTION,
+                header.msg_id or "",
+                _now_ms(),
+                half.properties.get(names.MSG_REGION, DEFAULT_REGION),
+                self.group,
+                half.topic,
+                half.tag or "",
+                " ".join(half.keys),
+                address,
+                message_type=traces.COMMIT,  # Java's say so of a rollback too
+                transaction_id=header.transaction_id or "",
+                state="COMMIT_MESSAGE" if commits else "ROLLBACK_MESSAGE",
+                from_check=header.from_transaction_check,
+            )
+        )
 
     def taken(self, messages: Sequence[ReceivedMessage]) -> Taken:
         """Messages go to a handler; what it makes of them goes to `done`."""

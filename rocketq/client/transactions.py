@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rocketq.client.producer import AsyncProducer
     from rocketq.client.sending import SendResult
     from rocketq.client.sync_producer import Producer
+    from rocketq.client.tracing import Tracer
 
 log = logging.getLogger("rocketq.client")
 
@@ -101,7 +102,8 @@ class HalfMessage:
         log.warning("%r could not be rolled back and stays open until its broker asks: %s", self, error)
 
 
-def _check_ended(answer: Command, address: str) -> None:
+def check_ended(answer: Command, address: str) -> None:
+    """Raises BrokerError when the broker did not take the end of a transaction."""
     if answer.code != ResponseCode.SUCCESS:
         raise BrokerError(answer.code, answer.remark, address)
 
@@ -140,7 +142,7 @@ class Transaction(HalfMessage):
     def _end(self, how: int) -> None:
         header = self._decide(how)
         address = self._master(self._producer.routes.master(header.bname or ""))
-        _check_ended(self._producer.end_transaction(address, header, self._timeout), address)
+        self._producer.end_transaction(address, self.message, header, self._timeout)
 
     def _roll_back_anyhow(self) -> None:
         try:
@@ -200,7 +202,9 @@ class AsyncTransaction(HalfMessage):
         instance = self._producer.instance
         address = self._master(instance.routes.master(header.bname or ""))
         answer = await instance.remoting.call(address, RequestCode.END_TRANSACTION, header, timeout=self._timeout)
-        _check_ended(answer, address)
+        check_ended(answer, address)
+        if self._producer.tracer is not None:
+            self._producer.tracer.ended(self.message, header, address)
 
     async def _roll_back_anyhow(self) -> None:
         try:
@@ -228,18 +232,19 @@ class Checks:
     """What the producers of one instance answer to brokers that ask about transactions, by producer group."""
 
     def __init__(self) -> None:
-        self._checks: dict[str, Check] = {}
+        self._checks: dict[str, tuple[Check, Tracer | None]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
-    def add(self, group: str, check: Check) -> None:
+    def add(self, group: str, check: Check, tracer: Tracer | None = None) -> None:
         """Raises ConfigError when the group has a check here."""
         if group in self._checks:
             raise ConfigError(f"producer group {group} has a check in this client already")
-        self._checks[group] = check
+        self._checks[group] = check, tracer
 
     def remove(self, group: str, check: Check) -> None:
-        if self._checks.get(group) is check:
+        known = self._checks.get(group)
+        if known is not None and known[0] is check:
             del self._checks[group]
 
     def asked(self, connection: Connection, request: Command) -> None:
@@ -251,13 +256,13 @@ class Checks:
         except (RocketQError, ValueError) as error:
             log.warning("broker %s asks about a transaction that cannot be read: %s", connection.peer, error)
             return
-        check = self._checks.get(group)
-        if check is None:
+        known = self._checks.get(group)
+        if known is None:
             log.info("no producer of group %s here has a check: transaction %s stays open", group, header.msg_id)
         elif len(self._running) >= _MOST_WAITING:
             log.info("%d checks are waiting: transaction %s stays open", _MOST_WAITING, header.msg_id)
         else:
-            task = asyncio.create_task(self._answer(connection, header, group, message, check))
+            task = asyncio.create_task(self._answer(connection, header, group, message, *known))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -268,6 +273,7 @@ class Checks:
         group: str,
         message: ReceivedMessage,
         check: Check,
+        tracer: Tracer | None,
     ) -> None:
         try:
             async with self._turn:
@@ -298,6 +304,9 @@ class Checks:
             connection.oneway(RequestCode.END_TRANSACTION, end)
         except RemotingError as error:
             log.warning("transaction %s stays open, its broker was not told how it ends: %s", header.msg_id, error)
+            return
+        if tracer is not None:
+            tracer.ended(message, end, connection.peer)
 
     async def close(self) -> None:
         """Stops what runs; brokers ask again, perhaps somebody else."""

@@ -15,6 +15,7 @@ from rocketq.client import AsyncProducer, ConsumeResult, Producer, PullConsumer,
 from rocketq.client.admin import Admin
 from rocketq.client.browse import Browser
 from rocketq.client.tracing import BATCH, MAX_QUEUED, Tracer
+from rocketq.client.transactions import AsyncTransaction, Transaction
 from rocketq.errors import ConnectFailed
 from rocketq.message import Message
 from rocketq.trace import Trace, decode
@@ -114,6 +115,49 @@ def test_a_blocking_producer_traces_in_the_background(namesrv: str) -> None:
         assert [record.kind for record in traced(namesrv, result.message_id, 1, traces_topic)] == [traces.PUB]
     records = traced(namesrv, late.message_id, 2, traces_topic)
     assert [(record.kind, record.topic) for record in records] == [(traces.PUB, topic), (traces.RECALL, topic)]
+
+
+def test_ends_of_transactions_are_traced(namesrv: str) -> None:
+    topic = fresh("Ended")
+    ended: list[tuple[str, str, str]] = []
+
+    def note(transaction: Transaction | AsyncTransaction, state: str) -> None:
+        assert transaction.result is not None
+        ended.append((transaction.result.message_id, transaction.result.transaction_id or "", state))
+
+    async def main() -> None:
+        async with AsyncProducer("PG", namesrv, trace=True) as producer:
+            async with producer.transaction(Message(topic, b"x", tag="t", keys="k")) as committed:
+                pass
+            note(committed, "COMMIT_MESSAGE")
+            async with producer.transaction(Message(topic, b"x", tag="t", keys="k")) as dropped:
+                await dropped.rollback()
+            note(dropped, "ROLLBACK_MESSAGE")
+
+    asyncio.run(main())
+    with Producer("PG", namesrv, trace=True) as producer:
+        with producer.transaction(Message(topic, b"x", tag="t", keys="k")) as committed:
+            pass
+        note(committed, "COMMIT_MESSAGE")
+        broker = producer.routes.master(committed.result.queue.broker_name)
+    for message_id, transaction_id, state in ended:
+        pub, end = traced(namesrv, message_id, 2)
+        assert (pub.kind, pub.message_type) == (traces.PUB, traces.HALF)
+        assert end == Trace(
+            traces.END_TRANSACTION,
+            message_id,
+            end.time,
+            "DefaultRegion",
+            "PG",
+            topic,
+            "t",
+            "k",
+            broker,
+            message_type=traces.COMMIT,
+            transaction_id=transaction_id,
+            state=state,
+        )
+        assert end.time >= pub.time
 
 
 def test_a_pull_consumer_traces_what_it_was_given(namesrv: str) -> None:

@@ -18,6 +18,7 @@ from rocketq import RocketQ
 from rocketq.client import AsyncProducer, Producer, PushConsumer
 from rocketq.errors import ConfigError, InvalidMessage, RocketQError
 from rocketq.message import Message, ReceivedMessage
+from rocketq.trace import END_TRANSACTION, Trace
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,30 @@ def test_brokers_ask_a_blocking_producer(asking: str) -> None:
             producer.transaction(Message(topic, body)).begin()
         assert bodies(asking, topic, {"yes", "twice", "broken"}) == ["broken", "twice", "yes"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rocketq-background")]
+
+
+def test_what_brokers_asked_for_is_traced(asking: str) -> None:
+    topic = fresh("Tx")
+    kept: list[Trace] = []
+
+    async def main() -> None:
+        async with AsyncProducer(fresh("PG"), asking, check=verdicts(topic), trace=True) as producer:
+            assert producer.tracer is not None
+            producer.tracer.add = kept.append  # type: ignore[method-assign]
+            sent = {}
+            for body in (b"yes", b"no"):
+                await (transaction := producer.transaction(Message(topic, body))).begin()
+                assert transaction.result is not None
+                sent[transaction.result.message_id] = body
+            await until(lambda: {trace.message_id for trace in ends()} == sent.keys(), "both ends")
+            for trace in ends():
+                state = "COMMIT_MESSAGE" if sent[trace.message_id] == b"yes" else "ROLLBACK_MESSAGE"
+                assert (trace.topic, trace.state, trace.from_check) == (topic, state, True)
+
+    def ends() -> list[Trace]:
+        return [trace for trace in kept if trace.kind == END_TRANSACTION]
+
+    asyncio.run(main())
 
 
 def test_two_checks_of_a_group_are_refused_and_no_topic_without_brokers(namesrv: str) -> None:
