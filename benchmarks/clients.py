@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 WINDOW = 256  # messages in flight of the pipelined workloads, and the prefetch of the consumers
+POPS = WINDOW // 32  # as many messages, 32 at a time
 
 
 class Clock:
@@ -120,6 +121,47 @@ def rocketq_consume(options: argparse.Namespace) -> Clock:
         await asyncio.wait_for(done.wait(), 120)
         await consumer.close()
         return clock
+
+    return run_loop(main)
+
+
+def rocketq_pop(options: argparse.Namespace) -> Clock:
+    """POPS coroutines, each of which pops and acknowledges the whole answer with one request."""
+    from rocketq.client import AsyncProducer
+    from rocketq.client.pop_calls import MOST_AT_ONCE, OLDEST, PopCalls, batch_ack_request, pop_request, read_pop
+    from rocketq.remoting.codes import ResponseCode
+
+    async def main() -> Clock:
+        group, topic = options.group, options.topic
+        async with AsyncProducer("bench_producer", options.namesrv) as producer:
+            broker = (await producer.queues(topic))[0].broker_name
+            calls = PopCalls(producer.instance, group)
+            clock = Clock(options.seconds, options.count)
+
+            async def worker() -> None:
+                while clock.goes_on():
+                    request = pop_request(
+                        group,
+                        topic,
+                        broker,
+                        count=MOST_AT_ONCE,
+                        lease_ms=60_000,
+                        poll_ms=500,
+                        now_ms=time.time_ns() // 1_000_000,
+                        init_mode=OLDEST,
+                    )
+                    answer = await (await calls.begin(broker, request, 10))
+                    popped = read_pop(answer, group, topic, broker, broker)
+                    if not popped.messages:
+                        continue
+                    acks = batch_ack_request(broker, group, popped.receipts)
+                    answer = await (await calls.begin(broker, acks, 10))
+                    if answer.code != ResponseCode.SUCCESS:
+                        raise RuntimeError(f"acknowledgements were answered with {answer.code}: {answer.remark}")
+                    clock.count(len(popped.messages))
+
+            await asyncio.gather(*(worker() for _ in range(POPS)))
+            return clock
 
     return run_loop(main)
 
@@ -240,6 +282,7 @@ WORKLOADS: dict[str, dict[str, Callable[[argparse.Namespace], Clock]]] = {
         "send-batched": rocketq_send_batched,
         "send-one": rocketq_send_one,
         "consume": rocketq_consume,
+        "pop": rocketq_pop,
     },
     "redis": {
         "send-pipelined": redis_send_pipelined,
