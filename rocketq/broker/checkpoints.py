@@ -55,6 +55,14 @@ class CheckPoint:
                 bits |= 1 << self.offsets.index(offset)
         return bits & ~self.settled
 
+    def masked(self, start: int, mask: int) -> int:
+        """The same for the offsets `start` + i of which `mask` has bit i."""
+        if isinstance(self.offsets, range):
+            ahead = start - self.offsets.start
+            bits = mask << ahead if ahead > 0 else mask >> -ahead
+            return bits & ((1 << len(self.offsets)) - 1) & ~self.settled
+        return self.bits(each for each in self.offsets if each >= start and mask >> (each - start) & 1)
+
 
 class CheckPoints:
     """All open check points, in the order in which they were put into the log."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rocketq import properties as props
@@ -198,8 +198,9 @@ class Pop:
         """Take what there is and have it answered with the batch; False when there is nothing."""
         header = ask.header
         taken = Taken(self._clock_ms())
+        queues = self._queues(ask)
         try:
-            for topic, flag, queue_id in self._queues(ask):
+            for topic, flag, queue_id in queues:
                 if taken.count >= header.max_msg_nums or taken.size >= self._most_bytes:
                     break
                 self._from_queue(ask, taken, topic, flag, queue_id)
@@ -211,7 +212,7 @@ class Pop:
             if taken.blocked_until:
                 self._wait.wake_line(ask.line, (taken.blocked_until - taken.pop_time) / 1000)
             return False
-        answer = self._answer(ask, taken)
+        answer = self._answer(ask, taken, self._rest(header.consumer_group, taken, queues))
         head = encode_response(ask.request, ResponseCode.SUCCESS, "FOUND", answer, following=taken.size)
         self._statistics.delivered(header.consumer_group, header.topic, taken.count, taken.size)
         self._batch.reply(ask.connection, ask.request, [head, *taken.buffers], wait=False, undo=taken.give_back)
@@ -239,13 +240,13 @@ class Pop:
         answer = self._answer(ask, Taken(self._clock_ms()))
         return encode_response(ask.request, code, "NO_MESSAGE_IN_QUEUE", answer)
 
-    def _answer(self, ask: Ask, taken: Taken) -> PopMessageResponse:
+    def _answer(self, ask: Ask, taken: Taken, rest: int = 0) -> PopMessageResponse:
         header = ask.header
         return PopMessageResponse(
             pop_time=taken.pop_time,
             invisible_time=header.invisible_time,
             revive_qid=ORDERLY_QUEUE if header.order else QUEUE,
-            rest_num=self._rest(ask, taken) if taken.count else 0,
+            rest_num=rest,
             start_offset_info=";".join(taken.starts),
             msg_offset_info=";".join(taken.messages),
             order_count_info=";".join(taken.order_counts) if header.order else None,
@@ -255,7 +256,7 @@ class Pop:
     def _most_bytes(self) -> int:
         return self._config.max_transfer_bytes_on_message_in_memory
 
-    def _queues(self, ask: Ask) -> Iterator[tuple[str, str, int]]:
+    def _queues(self, ask: Ask) -> list[tuple[str, str, int]]:
         """Topic, flag and id of the queues to look into, in this order."""
         header = ask.header
         config = self._topics.table[header.topic]
@@ -266,7 +267,7 @@ class Pop:
         if retry is not None and not header.order:
             again = [(ask.retry_topic, "1", queue_id) for queue_id in _ring(-1, retry, False)]
         chance = 0 if priority else self._config.pop_from_retry_probability
-        return iter([*again, *own] if random.random() * 100 < chance else [*own, *again])
+        return [*again, *own] if random.random() * 100 < chance else [*own, *again]
 
     def _by_priority(self, ask: Ask, config: TopicConfig) -> bool:
         """Whether the highest queue comes first: queues are priorities then."""
@@ -275,11 +276,10 @@ class Pop:
         factor = self._groups.table[ask.header.consumer_group].attributes.get("priority.factor", "")
         return random.randrange(100) < (int(factor) if factor.isdecimal() else 100)
 
-    def _rest(self, ask: Ask, taken: Taken) -> int:
+    def _rest(self, group: str, taken: Taken, queues: list[tuple[str, str, int]]) -> int:
         """How many messages are left."""
-        group = ask.header.consumer_group
         rest = 0
-        for topic, _, queue_id in self._queues(ask):
+        for topic, _, queue_id in queues:
             offset = taken.ends.get((topic, queue_id))
             if offset is None:
                 offset = self._offsets.query(group, topic, queue_id)
@@ -302,13 +302,12 @@ class Pop:
         wanted = ask.filter if flag == "0" else Filter()
         skip = {offset for offset in info.passed() if offset >= start} if info is not None else set()
         room = header.max_msg_nums - taken.count
-        offset, buffers, found = self._read(topic, queue_id, start, room, wanted, skip, taken.size)
+        offset, buffers, offsets = self._read(topic, queue_id, start, room, wanted, skip, taken.size)
         taken.ends[topic, queue_id] = offset
-        if not found:
+        if not offsets:
             if offset != before:
                 self._offsets.commit(group, topic, queue_id, offset)
             return
-        offsets = _compact([_LONG.unpack_from(each, QUEUE_OFFSET_AT)[0] for each in found])
         if header.order:
             self._hold_in_order(ask, taken, key, info, tuple(offsets), before)
         else:
@@ -326,11 +325,13 @@ class Pop:
             taken.buffers += buffers
             taken.size += sum(map(len, buffers))
         else:
-            for each in found:
-                record = self._under_its_topic(ask, taken, topic, flag, offsets[0], decode_record(each))
-                taken.buffers.append(record)
-                taken.size += len(record)
-        taken.count += len(found)
+            for buffer in buffers:
+                for at, _ in split_records(buffer):
+                    record = decode_record(buffer, at)
+                    data = self._under_its_topic(ask, taken, topic, flag, offsets[0], record)
+                    taken.buffers.append(data)
+                    taken.size += len(data)
+        taken.count += len(offsets)
         taken.starts.append(f"{flag} {queue_id} {offsets[0]}")
         taken.messages.append(f"{flag} {queue_id} {','.join(map(str, offsets))}")
 
@@ -387,8 +388,8 @@ class Pop:
         wanted: Filter,
         skip: set[int],
         size: int,
-    ) -> tuple[int, list[memoryview], list[memoryview]]:
-        """Where to read on, what was found, and the same record by record."""
+    ) -> tuple[int, list[memoryview], Sequence[int]]:
+        """Where to read on, what was found, and the queue offsets of that."""
         for _ in range(_READS):
             if offset == self._store.max_offset(topic, queue_id):
                 break
@@ -403,16 +404,19 @@ class Pop:
             )
             if result.next_offset == offset and result.status not in _ILLEGAL:
                 break
-            offset = result.next_offset
+            begin, offset = offset, result.next_offset
             buffers = result.buffers
+            if result.count == offset - begin > 0 and not skip:
+                return offset, buffers, range(begin, offset)
             records = [buffer[at : at + length] for buffer in buffers for at, length in split_records(buffer)]
+            offsets = [_LONG.unpack_from(each, QUEUE_OFFSET_AT)[0] for each in records]
             if skip:
-                records = [each for each in records if _LONG.unpack_from(each, QUEUE_OFFSET_AT)[0] not in skip]
-                buffers = records = records[:count]
-                if records:
-                    offset = _LONG.unpack_from(records[-1], QUEUE_OFFSET_AT)[0] + 1
-            if records:
-                return offset, buffers, records
+                kept = [index for index, each in enumerate(offsets) if each not in skip][:count]
+                buffers, offsets = [records[index] for index in kept], [offsets[index] for index in kept]
+                if offsets:
+                    offset = offsets[-1] + 1
+            if offsets:
+                return offset, buffers, _compact(offsets)
         return offset, [], []
 
     def _under_its_topic(

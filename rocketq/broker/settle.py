@@ -101,7 +101,11 @@ class Settle:
                     f"store:{low}~{high}"
                 )
                 raise Refused(ResponseCode.NO_MESSAGE, remark)
-            self._done(_key(header, receipt), receipt.revive_queue, [header.offset], undo)
+            key = _key(header, receipt)
+            if receipt.revive_queue == ORDERLY_QUEUE:
+                self._done_in_order(key, [header.offset], undo)
+            elif (point := self._log.points.get(key)) is not None:
+                self._done(point, point.bits([header.offset]), undo)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         except StoreFull as error:
@@ -119,40 +123,36 @@ class Settle:
         if not parts:
             return encode_response(request, ResponseCode.NO_MESSAGE)
         try:
-            for ack, bits in parts:
+            for ack, mask in parts:
                 key = Key(stored_topic(ack.t, ack.c, ack.r), ack.c, ack.q, ack.so, ack.pt)
-                held = self._held_offsets(key, ack.rq)
-                offsets = [offset for offset in held if offset >= ack.so and bits >> (offset - ack.so) & 1]
-                self._done(key, ack.rq, offsets, undo)
+                if ack.rq == ORDERLY_QUEUE:
+                    info = self._order(key)
+                    left = info.left() if info is not None else []
+                    told = [offset for offset in left if offset >= ack.so and mask >> (offset - ack.so) & 1]
+                    self._done_in_order(key, told, undo)
+                elif (point := self._log.points.get(key)) is not None:
+                    self._done(point, point.masked(ack.so, mask), undo)
         except StoreFull as error:
             for each in reversed(undo):
                 each()
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         return self._success(connection, request, undo)
 
-    def _held_offsets(self, key: Key, revive_queue: int) -> list[int]:
-        if revive_queue == ORDERLY_QUEUE:
-            info = self._order(key)
-            return info.left() if info is not None else []
-        point = self._log.points.get(key)
-        return point.open_offsets if point is not None else []
-
-    def _done(self, key: Key, revive_queue: int, offsets: list[int], undo: list[Callable[[], None]]) -> None:
-        """Note that these messages of a pop are consumed, as far as they are still held. Raises StoreFull."""
-        if revive_queue == ORDERLY_QUEUE:
-            info = self._order(key)
-            for offset in offsets:
-                changed = info.ack(offset) if info is not None else None
-                info = changed or info
-            if info is not None and info is not self._order(key):
-                self._replace(key, info, undo)
-            return
-        point = self._log.points.get(key)
-        bits = point.bits(offsets) if point is not None else 0
-        if point is not None and bits:
-            self._log.settled(key, [each for i, each in enumerate(point.offsets) if bits >> i & 1])
+    def _done(self, point: CheckPoint, bits: int, undo: list[Callable[[], None]]) -> None:
+        """Note that these open messages of a check point are consumed. Raises StoreFull."""
+        if bits:
+            self._log.settled(point.key, [each for i, each in enumerate(point.offsets) if bits >> i & 1])
             self._log.points.settle(point, bits)
             undo.append(lambda: self._log.points.unsettle(point, bits))
+
+    def _done_in_order(self, key: Key, offsets: list[int], undo: list[Callable[[], None]]) -> None:
+        """Note that these messages of an ordered batch are consumed, if it is still out. Raises StoreFull."""
+        info = self._order(key)
+        for offset in offsets:
+            changed = info.ack(offset) if info is not None else None
+            info = changed or info
+        if info is not None and info is not self._order(key):
+            self._replace(key, info, undo)
 
     def _success(self, connection: Connection, request: Command, undo: list[Callable[[], None]]) -> Reply:
         answer = encode_response(request, ResponseCode.SUCCESS)
