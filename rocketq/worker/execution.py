@@ -8,7 +8,7 @@ from typing import Any
 
 from rocketq import signals
 from rocketq.app import RocketQ
-from rocketq.client import ConsumeResult, RetryLater
+from rocketq.client import ConsumeResult, DeadLetter, RetryLater
 from rocketq.consumers import Consumer, Reject, Retry
 from rocketq.message import ReceivedMessage
 from rocketq.middleware import Chain
@@ -16,8 +16,8 @@ from rocketq.payload import PayloadError
 
 logger = logging.getLogger("rocketq.worker")
 
-Outcome = ConsumeResult | RetryLater
-SUCCESS, DEAD_LETTER = ConsumeResult.SUCCESS, ConsumeResult.DEAD_LETTER
+Outcome = ConsumeResult | RetryLater | DeadLetter
+SUCCESS = ConsumeResult.SUCCESS
 
 
 class Execution:
@@ -84,11 +84,11 @@ def decide(consumer: Consumer, message: ReceivedMessage, error: BaseException) -
     if consumer.broadcast:
         return SUCCESS
     if isinstance(error, (Reject, PayloadError)):
-        return DEAD_LETTER
+        return DeadLetter(error)
     if consumer.retries is not None and message.reconsume_times >= consumer.retries:
-        return DEAD_LETTER
+        return DeadLetter(error)
     level = error.delay_level if isinstance(error, Retry) else 0
-    return RetryLater(level) if level else RetryLater(delay=consumer.retry_delay(message.reconsume_times))
+    return RetryLater(level or None, None if level else consumer.retry_delay(message.reconsume_times), error)
 
 
 def report(consumer: Consumer, message: ReceivedMessage, error: BaseException, outcome: Outcome) -> None:
@@ -96,7 +96,9 @@ def report(consumer: Consumer, message: ReceivedMessage, error: BaseException, o
     if isinstance(outcome, RetryLater):
         next_step = "will be delivered again"
     else:
-        next_step = "goes to the dead letter queue" if outcome is DEAD_LETTER else "is dropped (broadcast)"
+        next_step = (
+            "goes to the dead letter queue" if isinstance(outcome, DeadLetter) else "is dropped (broadcast)"
+        )
     expected = isinstance(error, (Retry, Reject, PayloadError))
     logger.log(
         logging.INFO if isinstance(error, Retry) and isinstance(outcome, RetryLater) else logging.ERROR,

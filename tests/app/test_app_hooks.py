@@ -12,7 +12,7 @@ import pytest
 from app_messages import received
 
 from rocketq import Message, Middleware, ReceivedMessage, Reject, Retry, RocketQ, signals
-from rocketq.client import ConsumeResult, RetryLater
+from rocketq.client import ConsumeResult, DeadLetter, RetryLater
 from rocketq.consumers import Consumer
 from rocketq.worker.execution import Execution, Outcome
 
@@ -181,7 +181,7 @@ def test_a_failure_is_signalled(log: list[str]) -> None:
     def function(body: str) -> None:
         raise KeyError("oops")
 
-    assert consume(app, function, received(b"x")) == RetryLater()
+    assert isinstance(consume(app, function, received(b"x")), RetryLater)
     assert log == [
         "signal received",
         "a.before_consume",
@@ -196,7 +196,7 @@ def test_middleware_can_fail_or_reject_a_message_before_the_function(log: list[s
     def function(body: str) -> None:
         log.append("function")
 
-    assert consume(app, function, received(b"x")) == ConsumeResult.DEAD_LETTER
+    assert isinstance(consume(app, function, received(b"x")), DeadLetter)
     assert "function" not in log
     assert log[-2:] == ["a.after_consume Reject('not ours')", "signal failed"]
 
@@ -214,18 +214,21 @@ def raising(error: BaseException) -> Callable[..., None]:
         ({}, None, 0, ConsumeResult.SUCCESS),
         ({}, ValueError(), 0, RetryLater()),
         ({}, ValueError(), 15, RetryLater()),
-        ({}, ValueError(), 16, ConsumeResult.DEAD_LETTER),
+        ({}, ValueError(), 16, DeadLetter()),
         ({"max_retries": 2}, ValueError(), 1, RetryLater()),
-        ({"max_retries": 2}, ValueError(), 2, ConsumeResult.DEAD_LETTER),
-        ({"max_retries": 0}, ValueError(), 0, ConsumeResult.DEAD_LETTER),
+        ({"max_retries": 2}, ValueError(), 2, DeadLetter()),
+        ({"max_retries": 0}, ValueError(), 0, DeadLetter()),
         ({}, Retry(), 0, RetryLater()),
         ({}, Retry(delay_level=4), 3, RetryLater(4)),
-        ({}, Retry(delay_level=4), 16, ConsumeResult.DEAD_LETTER),
-        ({}, Reject(), 0, ConsumeResult.DEAD_LETTER),
+        ({}, Retry(delay_level=4), 16, DeadLetter()),
+        ({}, Reject(), 0, DeadLetter()),
         ({}, SystemExit(1), 0, RetryLater()),
+        ({"retry_delays": (1, 5)}, ValueError(), 0, RetryLater(delay=1)),
+        ({"retry_delays": (1, 5)}, ValueError(), 7, RetryLater(delay=5)),
+        ({"retry_delays": (1, 5)}, Retry(delay_level=4), 0, RetryLater(4)),
         ({"ordered": True}, ValueError(), 1000, RetryLater()),
-        ({"ordered": True, "max_retries": 3}, ValueError(), 3, ConsumeResult.DEAD_LETTER),
-        ({"ordered": True}, Reject(), 0, ConsumeResult.DEAD_LETTER),
+        ({"ordered": True, "max_retries": 3}, ValueError(), 3, DeadLetter()),
+        ({"ordered": True}, Reject(), 0, DeadLetter()),
         ({"broadcast": True}, ValueError(), 0, ConsumeResult.SUCCESS),
         ({"broadcast": True}, Reject(), 0, ConsumeResult.SUCCESS),
     ],
@@ -237,13 +240,15 @@ def test_what_becomes_of_a_message(
 
     function = fine if error is None else raising(error)
     message = received(b"x", reconsume_times=deliveries_before)
+    if isinstance(outcome, (RetryLater, DeadLetter)):
+        outcome = outcome._replace(error=error)  # the dead letter says why
     assert consume(RocketQ("test"), function, message, **options) == outcome
 
 
 def test_a_body_that_is_not_what_was_annotated_is_dead_at_once(caplog: pytest.LogCaptureFixture) -> None:
     def function(number: int) -> None: ...
 
-    assert consume(RocketQ("test"), function, received(b'"text"')) == ConsumeResult.DEAD_LETTER
+    assert isinstance(consume(RocketQ("test"), function, received(b'"text"')), DeadLetter)
     assert "dead letter queue" in caplog.text
     assert '"text"' not in caplog.text  # bodies are nobody's business
 
