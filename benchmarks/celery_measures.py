@@ -40,7 +40,7 @@ class CeleryScale:
     paced: int = 1000
     etas: int = 10_000
     eta_from: float = 25.0
-    eta_over: float = 10.0
+    eta_over: float = 30.0
 
 
 class Bench:
