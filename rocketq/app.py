@@ -8,11 +8,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, TypeVar
 
 from rocketq import payload as payloads
-from rocketq import signals
+from rocketq import schedule, signals
 from rocketq.client import AsyncProducer, AsyncTransaction, Producer, Selector, SendResult, Transaction
 from rocketq.consumers import DEFAULT_LEASE, Consumer
 from rocketq.errors import ConfigError
@@ -25,6 +25,8 @@ __all__ = ["RocketQ", "consumer"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Seconds until the tick of a worker that died comes again.
+TICK_LEASE = 10.0
 DEFAULT_NAMESRV = "127.0.0.1:9876"
 
 
@@ -151,9 +153,47 @@ class RocketQ:
 
         return register
 
+    def periodic(
+        self,
+        *,
+        cron: str | None = None,
+        every: timedelta | None = None,
+        tz: tzinfo | str | None = None,
+        misfire: str = "once",
+        group: str | None = None,
+        concurrency: int | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function, sync or async, to be called regularly: once a tick, however many workers run.
+
+        `cron`: when, as `"*/5 * * * *"` (minute, hour, day of month, month, day of week; six fields: seconds first), by
+        the clock of `tz`, a zone or its name (default: the host's local time). `every`: instead of that, an interval of
+        at least a second, counted from 1970 UTC. `misfire`: what becomes of ticks that came while no worker ran:
+        `"once"` (one call, late, for all of them), `"skip"` (none), or `"all"` (one call each).
+        `group`: whose ticks they are (default: `<app name>-<function name>`); the topic `<group>-ticks` keeps them, and
+        workers create it. `concurrency`: calls at once in this process, when one takes longer than to the next tick.
+
+        The function has no parameter, or takes the tick: a `datetime`, or the message. One that raises is logged, and
+        called again at the next tick. After a crash a tick may be repeated; docs/periodic.md says what is guaranteed.
+
+        Raises ConfigError for a schedule that cannot be.
+        """
+        if (cron is None) == (every is None) or (every is not None and tz is not None):
+            raise ConfigError("periodic: give either cron= (and tz=) or every=")
+        when = schedule.every(every) if every is not None else schedule.cron(cron or "", tz)
+
+        def register(function: F) -> F:
+            own = group or f"{self.name}-{_name(function)}"
+            options = {**_DEFAULTS, "tag": "*", "schedule": when, "misfire": misfire, "concurrency": concurrency}
+            # by POP no tick is given out twice when workers come and go
+            options |= {"group": own, "from_where": "FIRST", "mode": "pop", "lease": TICK_LEASE}
+            self._add(_Registration(function, f"{own}-ticks", options))
+            return function
+
+        return register
+
     def _add(self, registration: _Registration) -> None:
         function, options = registration.function, dict(registration.options)
-        name = getattr(function, "__name__", type(function).__name__).strip("<>")
+        name = _name(function)
         group = options.pop("group") or f"{self.name}-{name}"
         wrong = check_group(group) or check_topic(registration.topic)
         if wrong:
@@ -413,6 +453,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "lease": DEFAULT_LEASE,
     "retry_delays": (),
 }
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
 def build(

@@ -13,6 +13,7 @@ from rocketq import payload
 from rocketq.errors import ConfigError, RocketQError
 from rocketq.filters import ALL, Sql, parse_tags
 from rocketq.message import ReceivedMessage
+from rocketq.schedule import Schedule
 
 __all__ = ["Consumer", "Reject", "Retry"]
 
@@ -44,7 +45,8 @@ class Reject(RocketQError):
 
 @dataclass(frozen=True)
 class Consumer:
-    """One registered function: which messages it takes and how. Made by `RocketQ.consumer`, see there."""
+    """One registered function: which messages it takes and how. Made by `RocketQ.consumer`, see there, or by
+    `RocketQ.periodic`: then it has a `schedule`, and its messages are ticks."""
 
     function: Callable[..., Any]
     topic: str
@@ -59,6 +61,8 @@ class Consumer:
     mode: str = "auto"
     lease: float = DEFAULT_LEASE
     retry_delays: Sequence[float] = ()
+    schedule: Schedule | None = None
+    misfire: str = "once"
 
     def __post_init__(self) -> None:
         if self.ordered and self.broadcast:
@@ -82,6 +86,8 @@ class Consumer:
             raise ConfigError(f"consumer {self.name}: lease={self.lease} has to be at least one second")
         if any(delay < 0 for delay in self.retry_delays):
             raise ConfigError(f"consumer {self.name}: retry_delays={self.retry_delays} has a negative one")
+        if self.misfire not in ("once", "skip", "all"):
+            raise ConfigError(f"periodic {self.name}: misfire={self.misfire!r} is not once, skip or all")
         if isinstance(self.from_where, str) and self.from_where not in ("FIRST", "LAST"):
             raise ConfigError(
                 f"consumer {self.name}: from_where={self.from_where!r} is not FIRST, LAST or ms since the epoch"
@@ -115,7 +121,12 @@ class Consumer:
 
         Looked up when first needed, so annotations may name types that are defined further down in the module.
         """
-        return payload.parameters(self.function)
+        return payload.parameters(self.function, may_be_none=self.schedule is not None)
+
+    @property
+    def drops_failures(self) -> bool:
+        """Whether a message whose function raised is done all the same: the next tick or broadcast is another one."""
+        return self.broadcast or self.schedule is not None
 
     def retry_delay(self, attempt: int) -> float | None:
         """Seconds before the next attempt after failed number `attempt` (from 0); None: as brokers do it."""

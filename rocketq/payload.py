@@ -91,10 +91,13 @@ def _payload_getter(annotation: Any) -> Callable[[ReceivedMessage], Any]:
     return lambda message: decode(message.body)
 
 
-def parameters(function: Callable[..., Any]) -> Callable[[ReceivedMessage], tuple[Any, ...]]:
+def parameters(
+    function: Callable[..., Any], *, may_be_none: bool = False
+) -> Callable[[ReceivedMessage], tuple[Any, ...]]:
     """What turns a message into the positional arguments of `function`, by the table above.
 
-    Raises ConfigError for a signature that the table does not cover.
+    `may_be_none`: a function without parameters will do too. Raises ConfigError for a signature that the table does
+    not cover.
     """
     name = getattr(function, "__qualname__", repr(function))
     required = []
@@ -124,6 +127,8 @@ def parameters(function: Callable[..., Any]) -> Callable[[ReceivedMessage], tupl
         else:
             kinds.append("payload")
             getters.append(_payload_getter(annotation))
+    if may_be_none and not kinds:
+        return lambda message: ()
     if kinds == ["message"]:
         return lambda message: (message,)
     if sorted(kinds) not in (["payload"], ["message", "payload"]):

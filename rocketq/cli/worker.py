@@ -183,6 +183,7 @@ def as_value(worker: Worker) -> dict[str, Any]:
             "async": consumer.is_async,
             "ordered": consumer.ordered,
             "broadcast": consumer.broadcast,
+            "schedule": consumer.schedule.text if consumer.schedule is not None else None,
             "concurrency": consumer.concurrency or worker.concurrency,
         }
         for consumer in worker.consumers
@@ -200,6 +201,8 @@ def describe(worker: Worker) -> str:
         how = [f"{size} {'coroutines' if consumer.is_async else 'threads'}"]
         how += ["ordered"] * consumer.ordered + ["broadcast"] * consumer.broadcast
         wanted = f"tag {consumer.tag}" if consumer.sql is None else f"sql {consumer.sql}"
+        if consumer.schedule is not None:
+            wanted = consumer.schedule.text
         rows.append((consumer.topic, wanted, consumer.name, consumer.group, ", ".join(how)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for topic, wanted, name, group, how_text in rows:

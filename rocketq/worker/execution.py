@@ -76,12 +76,13 @@ def decide(consumer: Consumer, message: ReceivedMessage, error: BaseException) -
     | consumer | error | outcome |
     |---|---|---|
     | broadcast | any | success: there is nobody to hand it back to |
+    | periodic | any | success: the next tick comes |
     | other | Reject, PayloadError | dead letter queue: it will never work |
     | other | any, retries used up | dead letter queue |
     | other | Retry | again, with its delay level, if it names one |
     | other | any other | again, after the consumer's next `retry_delays` |
     """
-    if consumer.broadcast:
+    if consumer.drops_failures:
         return SUCCESS
     if isinstance(error, (Reject, PayloadError)):
         return DeadLetter(error)
@@ -96,9 +97,7 @@ def report(consumer: Consumer, message: ReceivedMessage, error: BaseException, o
     if isinstance(outcome, RetryLater):
         next_step = "will be delivered again"
     else:
-        next_step = (
-            "goes to the dead letter queue" if isinstance(outcome, DeadLetter) else "is dropped (broadcast)"
-        )
+        next_step = "goes to the dead letter queue" if isinstance(outcome, DeadLetter) else "is dropped"
     expected = isinstance(error, (Retry, Reject, PayloadError))
     logger.log(
         logging.INFO if isinstance(error, Retry) and isinstance(outcome, RetryLater) else logging.ERROR,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,11 +14,13 @@ from rocketq.app import RocketQ
 from rocketq.client import ClientInstance, PopConsumer, PushConsumer
 from rocketq.client.admin import Admin
 from rocketq.client.pop_consumer import can_pop
+from rocketq.client.waiting import cancel_all
 from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
 from rocketq.errors import ConfigError, RemotingError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.remoting.bodies import TopicConfig
 from rocketq.worker.execution import Execution, Outcome
+from rocketq.worker.ticks import Ticks
 
 logger = logging.getLogger("rocketq.worker")
 
@@ -27,6 +30,8 @@ T = TypeVar("T")
 START_PAUSE = 1.0
 #: Queues of a topic that a worker creates; as many as Apache's brokers give by default.
 NEW_QUEUES = 8
+#: Of a topic of ticks: only in one queue is a message before or behind another.
+TICK_QUEUES = 1
 
 
 class Worker:
@@ -111,7 +116,9 @@ class Worker:
         complained = False
         while not self._stop.is_set():
             try:
-                if self.create_topics:
+                if running.ticks is not None:
+                    await asyncio.to_thread(create_topic, self.app, running.consumer.topic, TICK_QUEUES)
+                elif self.create_topics:
                     await asyncio.to_thread(create_topic, self.app, running.consumer.topic)
                 await running.start()
                 return
@@ -128,7 +135,7 @@ class Worker:
             task.cancel()
 
 
-def create_topic(app: RocketQ, topic: str) -> None:
+def create_topic(app: RocketQ, topic: str, queues: int = NEW_QUEUES) -> None:
     """Create a topic on every broker, unless it is there. Raises RemotingError, BrokerError, RouteNotFound."""
     known = ("tls", "access_key", "secret_key")
     admin_options = {name: app.connection_options[name] for name in known if name in app.connection_options}
@@ -136,8 +143,8 @@ def create_topic(app: RocketQ, topic: str) -> None:
         try:
             admin.route(topic)
         except RouteNotFound:
-            admin.create_topic(TopicConfig(topic, read_queue_nums=NEW_QUEUES, write_queue_nums=NEW_QUEUES))
-            logger.info("created topic %s with %d queues", topic, NEW_QUEUES)
+            admin.create_topic(TopicConfig(topic, read_queue_nums=queues, write_queue_nums=queues))
+            logger.info("created topic %s with %d queues", topic, queues)
 
 
 class _Running:
@@ -151,6 +158,8 @@ class _Running:
         self.pool = None if consumer.is_async else ThreadPoolExecutor(self.size, thread_name_prefix=consumer.group)
         self.instance = instance
         self.member: PopConsumer | PushConsumer | None = None
+        self.ticks = Ticks(app, consumer) if consumer.schedule is not None else None
+        self._ticking: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -162,6 +171,8 @@ class _Running:
             self.member = self._pop_consumer() if await self._pops() else self._push_consumer()
             self.member.subscribe(self.consumer.topic, self.consumer.expression)
         await self.member.start()
+        if self.ticks is not None:
+            self._ticking = asyncio.create_task(self.ticks.keep(), name=f"rocketq-ticks-{self.consumer.group}")
 
     async def _pops(self) -> bool:
         consumer = self.consumer
@@ -177,6 +188,8 @@ class _Running:
 
     def _pop_consumer(self) -> PopConsumer:
         consumer = self.consumer
+        # a tick whose function takes long is not for another worker
+        own: dict[str, Any] = {"consume_timeout": math.inf} if self.ticks is not None else {}
         return PopConsumer(
             consumer.group,
             handler=self.handle,
@@ -188,6 +201,7 @@ class _Running:
             trace=self.app.trace,
             on_retried=self.retried,
             on_dead_lettered=self.dead_lettered,
+            **own,
         )
 
     def _push_consumer(self) -> PushConsumer:
@@ -209,6 +223,10 @@ class _Running:
 
     async def handle(self, messages: list[ReceivedMessage]) -> Outcome:
         (message,) = messages
+        if self.ticks is not None:
+            outcome = await self.ticks.take(message)
+            if outcome is not None:
+                return outcome
         if self.pool is None:
             return await self.execution.arun(message)
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.execution.run, message)
@@ -225,6 +243,8 @@ class _Running:
         signals.emit(signals.dead_lettered, self.app, consumer=self.consumer, message=message)
 
     async def close(self, timeout: float) -> bool:
+        if self._ticking is not None:
+            await cancel_all([self._ticking])
         finished = self.member is None or await self.member.close(timeout)
         if self.pool is not None:
             self.pool.shutdown(wait=False, cancel_futures=True)

@@ -55,6 +55,7 @@ def test_the_transactions_example_tells_of_what_was_saved(server: ServerProcess,
         ("ordered.py", r"(ada|bob|eve) #5: \+50 = 150", 3),
         ("broadcast.py", r"forgot apple, still knows \['pear'\]", 1),
         ("asynchronous.py", r"done: (\d|late)\.png", 11),
+        ("periodic.py", r"tick of [\d:]{8} in process \d+", 2),
     ],
 )
 def test_an_example_works_with_its_worker(
