@@ -51,6 +51,7 @@ _READS = 16
 _ILLEGAL = frozenset({GetStatus.OFFSET_TOO_SMALL, GetStatus.OFFSET_OVERFLOW_BADLY, GetStatus.OFFSET_FOUND_NULL})
 _ANSWER = PopMessageResponse(pop_time=0, invisible_time=0, revive_qid=0, rest_num=0)
 _LONG = struct.Struct(">q")
+_READ = int(Perm.READ)
 
 
 class Ask(NamedTuple):
@@ -151,7 +152,7 @@ class Pop:
         broker = f"the broker[{config.host}]"
         if header.born_time and self._clock_ms() - header.born_time - header.poll_time > _LATE:
             raise Refused(ResponseCode.POLLING_TIMEOUT, f"{broker} pop message is timeout too much")
-        if not config.broker_permission & Perm.READ:
+        if not config.broker_permission & _READ:
             raise Refused(ResponseCode.NO_PERMISSION, f"{broker} pop message is forbidden")
         if header.max_msg_nums > MOST:
             raise Refused(ResponseCode.INVALID_PARAMETER, f"{broker} pop message's num is greater than {MOST}")
@@ -459,7 +460,7 @@ def check_queue(topics: Topics, topic: str, queue_id: int, connection: Connectio
     config = topics.get(topic)
     if config is None:
         raise Refused(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please! \n{FAQ}")
-    if not config.perm & Perm.READ:
+    if not config.perm & _READ:
         raise Refused(ResponseCode.NO_PERMISSION, f"the topic[{topic}] peeking message is forbidden")
     if queue_id >= config.read_queue_nums:
         remark = (

@@ -177,11 +177,13 @@ def _decoded(value: Any) -> Any:
 
 #: The account of the variant `acl`.
 ACCESS_KEY, SECRET_KEY = "shop-service", "secret of the shop"
-#: What a client may be asked to do differently: the binary header encoding, TLS (without verifying), an account.
+#: What a client may be asked to do differently: the binary header encoding, TLS (without verifying), an account, and
+#: in Java the long names of header fields in sends (codes 10 and 324 in place of 310 and 325).
 VARIANTS = {
     "": {},
     "binary": {"rocketmq.serialize.type": "ROCKETMQ"},
     "tls": {"tls.enable": "true"},
+    "long": {"org.apache.rocketmq.client.sendSmartMsg": "false"},
     "acl": {"peer.accessKey": ACCESS_KEY, "peer.secretKey": SECRET_KEY},
 }
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from rocketq_pop import Pop
+from rocketq_transactions import Transactions
 
 from rocketq import (
     AsyncProducer,
@@ -87,6 +88,7 @@ class Peer:
         self.producers: dict[str, AsyncProducer] = {}
         self.blocking: dict[str, Producer] = {}
         self.consumers: dict[str, PushConsumer] = {}
+        self.transactions = Transactions()
 
     async def producer(self, namesrv: str) -> AsyncProducer:
         if namesrv not in self.producers:
@@ -227,6 +229,7 @@ class Peer:
             "lite": self.lite,
             "Rpc.request": self.request,
             "Rpc.respond": self.respond,
+            **self.transactions.verbs,
         }
         if c["do"].startswith("Pop."):
             verbs = Pop(await self.producer(c["namesrv"]), describe).verbs
@@ -254,6 +257,7 @@ async def main(variant: str) -> None:
         await consumer.close()
     for producer in peer.producers.values():
         await producer.close()
+    await peer.transactions.close()
     for blocking in peer.blocking.values():
         blocking.close()
 

@@ -19,6 +19,7 @@ PAIRS = [
     ("java-4.9.8", "rocketq"),
     ("rocketq", "java-4.9.8"),
     ("java-5.4.0", "java-5.4.0"),
+    ("rocketq", "java-5.4.0-long"),
 ]
 
 

@@ -49,10 +49,10 @@ def came(client: GetClient, server: Server, topic: str) -> list[str]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("java", ["java-4.9.8", "java-5.4.0"])
-def test_javas_transactions(server: Server, client: GetClient, name: str, java: str) -> None:
+@pytest.mark.parametrize("make", ["java-4.9.8", "java-5.4.0", "rocketq"])
+def test_what_clients_decide_and_what_brokers_ask(server: Server, client: GetClient, name: str, make: str) -> None:
     create_topic(server, name)
-    peer = client(java)
+    peer = client(make)
 
     def send(text: str, now: str, **more: str) -> str:
         at = {"namesrv": server.namesrv, "topic": name, "group": f"G_{name}"}
