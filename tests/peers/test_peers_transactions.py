@@ -81,6 +81,8 @@ def test_our_transactions(server: Server, client: GetClient, name: str) -> None:
     def check(message: ReceivedMessage) -> bool | None:
         assert message.topic == name
         asked.append(message.body)
+        if message.body in (b"commit", b"rollback"):
+            return None  # decided: Apache's broker asks as long as it has not noted that, and would end it twice
         if asked.count(b"asked twice") == 1 and message.body == b"asked twice":
             return None
         return message.body != b"asked rollback"
