@@ -85,6 +85,28 @@ def test_the_chain_survives_killed_workers_and_brokers(
     assert 1 in list(found.values())[-3:], found
 
 
+def test_a_tick_whose_worker_dies_in_the_call_comes_again_and_holds_up_no_other(make_worker: MakeWorker) -> None:
+    worker = make_worker(
+        """
+from datetime import datetime, timedelta
+
+@app.periodic(every=timedelta(seconds=1))
+def beat(at: datetime):
+    first = not os.path.exists("begun")
+    write(f"{at.timestamp():.0f} {os.getpid()}", "begun")
+    if first: time.sleep(600)
+    write(f"{at.timestamp():.0f}")
+""",
+        "--processes",
+        "2",
+    ).ready(2)
+    hanging, pid = worker.wait_lines(1, "begun")[0].split()
+    assert hanging not in worker.wait_lines(2)
+    os.kill(int(pid), signal.SIGKILL)
+    wait_until(lambda: hanging in worker.lines(), 60, "the tick of the worker that died")
+    assert worker.stop() == 0
+
+
 def send(namesrv: str, group: str, at: datetime, schedule: Schedule | None, tag: str = "tick") -> None:
     properties = {"schedule": schedule.text} if schedule is not None else {}
     producer = Producer("ticking", namesrv)
