@@ -40,6 +40,10 @@ _INT = struct.Struct(">i")
 _LONG = struct.Struct(">q")
 _RECORD_START = struct.Struct(">iI12xq")
 
+#: Bytes that a compressed body may unpack to: 16 times what brokers take by default (maxMessageSize), and little enough
+#: that a few KiB which unpack to GiBs do not cost a consumer its memory.
+MAX_UNPACKED_BODY = 64 << 20
+
 
 class MessageQueue(NamedTuple):
     """One queue of a topic on one broker. Sorts by topic, broker, id, as rebalancing needs it."""
@@ -265,7 +269,7 @@ class ReceivedMessage:
 
     @property
     def body(self) -> bytes:
-        """The body, decompressed. Raises CorruptRecord when it cannot be."""
+        """The body, decompressed. Raises CorruptRecord when it cannot be, or not within MAX_UNPACKED_BODY."""
         if self._body is None:
             start, end, *_ = self._spans or self._locate()
             self._body = decompress(self._data[start:end], self.sys_flag)
@@ -413,7 +417,10 @@ def decode_messages(data: bytes | memoryview, broker_name: str = "") -> list[Rec
 
 
 def decompress(body: bytes, sys_flag: int) -> bytes:
-    """`body` without the compression that `sys_flag` names. Raises CorruptRecord when that is impossible."""
+    """`body` without the compression that `sys_flag` names.
+
+    Raises CorruptRecord when that is impossible, or when it would exceed MAX_UNPACKED_BODY.
+    """
     if not sys_flag & COMPRESSED:
         return body
     kind = sys_flag & COMPRESSION_MASK
@@ -421,10 +428,19 @@ def decompress(body: bytes, sys_flag: int) -> bytes:
         raise CorruptRecord(
             f"the body is compressed with {'LZ4' if kind == LZ4 else 'ZSTD'}, which this client does not read"
         )
+    inflate = zlib.decompressobj()
     try:
-        return zlib.decompress(body)
+        unpacked = inflate.decompress(body, MAX_UNPACKED_BODY + 1)
     except zlib.error as error:
         raise CorruptRecord(f"the body is not what its compression flag says: {error}") from None
+    if len(unpacked) > MAX_UNPACKED_BODY:
+        raise CorruptRecord(
+            f"the body of {len(body)} bytes unpacks to more than {MAX_UNPACKED_BODY}: it is not unpacked; "
+            "send large bodies uncompressed, or in parts"
+        )
+    if not inflate.eof:
+        raise CorruptRecord(f"the body is not what its compression flag says: its {len(body)} bytes are cut short")
+    return unpacked
 
 
 def offset_message_id(store_host: bytes, physical_offset: int) -> str:

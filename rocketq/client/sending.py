@@ -106,8 +106,9 @@ class SendOptions:
     """How a producer sends.
 
     `retries`: further attempts on another broker, within the time-out. `compress_from`: bodies of so many bytes and
-    more are compressed; `max_message_size` counts after compression. `default_queues`: queues per broker of a topic
-    that this send creates. `latency_fault`: leave slow brokers out for a while.
+    more are compressed (not above 64 MiB, which consumers would not unpack); `max_message_size` counts after
+    compression. `default_queues`: queues per broker of a topic that this send creates. `latency_fault`: leave slow
+    brokers out for a while.
     """
 
     retries: int = 2

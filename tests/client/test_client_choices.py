@@ -98,6 +98,12 @@ def test_only_large_bodies_are_compressed_and_say_so() -> None:
     assert zlib.decompress(body) == b"x" * 4096
 
 
+def test_what_consumers_would_not_unpack_is_not_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rocketq.client.compress.MAX_UNPACKED_BODY", 10_000)
+    assert compress(b"x" * 10_000)[1] == 0x301
+    assert compress(b"x" * 10_001) == (b"x" * 10_001, 0)
+
+
 def test_a_batch_has_the_bytes_of_the_java_client() -> None:
     lines = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
     golden = bytes.fromhex(next(line for line in lines if line["name"] == "producer_320")["request_body_hex"])

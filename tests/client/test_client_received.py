@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rocketq.message import ReceivedMessage, decode_messages, offset_message_id
+from rocketq.message import MAX_UNPACKED_BODY, ReceivedMessage, decode_messages, offset_message_id
 from rocketq.properties import encode_properties
 from rocketq.record import CorruptRecord, decode_record, encode_record, pack_host
 
@@ -82,9 +83,33 @@ def test_a_compressed_body_is_unpacked_once_asked_for() -> None:
     (message,) = decode_messages(record(body=packed, sys_flag=0x301))
     assert message.body == b"x" * 5000
     assert message.stored_body == packed
-    (broken,) = decode_messages(record(body=b"no zlib", sys_flag=0x1))
-    with pytest.raises(CorruptRecord):
-        _ = broken.body
+    for broken in (b"no zlib", packed[:-1]):
+        (message,) = decode_messages(record(body=broken, sys_flag=0x1))
+        with pytest.raises(CorruptRecord, match="not what its compression flag says"):
+            _ = message.body
+
+
+def test_a_small_body_that_unpacks_to_very_much_is_not_unpacked() -> None:
+    (message,) = decode_messages(record(body=zlib.compress(bytes(MAX_UNPACKED_BODY), 1), sys_flag=0x301))
+    assert len(message.body) == MAX_UNPACKED_BODY == 64 << 20
+    deflate = zlib.compressobj(1)
+    begin = deflate.flush(zlib.Z_FULL_FLUSH)
+    mebibyte = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    (message,) = decode_messages(record(body=begin + mebibyte * 512, sys_flag=0x301))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptRecord, match=f"unpacks to more than {MAX_UNPACKED_BODY}"):
+            _ = message.body
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_UNPACKED_BODY
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("flag", "kind"), [(0x101, "LZ4"), (0x201, "ZSTD")])
+def test_a_body_of_another_compression_says_which(flag: int, kind: str) -> None:
+    (message,) = decode_messages(record(body=b"packed", sys_flag=flag))
+    with pytest.raises(CorruptRecord, match=f"compressed with {kind}, which this client does not read"):
+        _ = message.body
 
 
 @settings(max_examples=100, deadline=None)
