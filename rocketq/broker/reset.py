@@ -15,7 +15,9 @@ from rocketq.broker.clients import Clients
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold
 from rocketq.broker.offsets import Offsets
+from rocketq.broker.popwait import PopWait
 from rocketq.broker.refusal import Refused
+from rocketq.broker.revivelog import ReviveLog
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import RemotingError
@@ -44,6 +46,8 @@ class Reset:
         clients: Clients,
         offsets: Offsets,
         hold: Hold,
+        log: ReviveLog,
+        wait: PopWait,
     ) -> None:
         self._config = config
         self._store = store
@@ -52,6 +56,8 @@ class Reset:
         self._clients = clients
         self._offsets = offsets
         self._hold = hold
+        self._log = log
+        self._wait = wait
 
     def handlers(self) -> dict[int, Handler]:
         return {RequestCode.INVOKE_BROKER_TO_RESET_OFFSET: self._reset}
@@ -101,8 +107,10 @@ class Reset:
             offsets = {header.queue_id: header.offset}
         if not offsets:
             raise Refused(ResponseCode.SYSTEM_ERROR, "No queues to reset.")
+        self._log.moved(topic, group, offsets)
         self._offsets.reset(group, topic, offsets)
         self._hold.wake(group, topic)
+        self._wait.wake(topic)
         return offsets
 
     def _push(self, header: ResetOffsetHeader, language: str) -> dict[int, int]:

@@ -69,7 +69,7 @@ class Ack(msgspec.Struct):
 
 
 class Order(msgspec.Struct):
-    """What an orderly group holds of a queue, and where it is (`at`)."""
+    """What an orderly group holds of a queue, and where it is (`at`). Without `info`: nothing, it was moved."""
 
     t: str
     c: str
@@ -140,6 +140,13 @@ class ReviveLog:
         """What an orderly group holds of a queue has changed."""
         value = Order(topic, group, queue_id, info.next_offset(), info.to_json())
         self._ordered_at[topic, group, queue_id] = self._append("order", _encode(value)).queue_offset
+
+    def moved(self, topic: str, group: str, queue_ids: Iterable[int]) -> None:
+        """An operator moved the group: its batches are over. Written at once; raises StoreFull, StoreError."""
+        for key in [key for queue_id in queue_ids if (key := (topic, group, queue_id)) in self.orders]:
+            self._append("order", _encode(Order(*key, 0, {})))
+            del self.orders[key], self._ordered_at[key]
+        self._store.write()
 
     def _append(self, tag: str, body: bytes) -> Appended:
         return self._store.append(
@@ -260,6 +267,10 @@ class ReviveLog:
 
     def _take_order(self, order: Order, position: int) -> None:
         key = (order.t, order.c, order.q)
+        if not order.info:
+            self.orders.pop(key, None)
+            self._ordered_at.pop(key, None)
+            return
         self.orders[key] = OrderInfo.from_json(order.info)
         self._ordered_at[key] = position
         if position >= self._offsets.revive_end:

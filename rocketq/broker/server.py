@@ -215,7 +215,17 @@ class Broker:
             clock_ms,
         )
         self.query = Query(config, self.store)
-        self.reset = Reset(config, self.store, self.topics, self.groups, self.clients, self.offsets, self.hold)
+        self.reset = Reset(
+            config,
+            self.store,
+            self.topics,
+            self.groups,
+            self.clients,
+            self.offsets,
+            self.hold,
+            self.revive_log,
+            self.pop_wait,
+        )
         self.forward = Forward(self.store, self.clients)
         self.admin = Admin(
             config,

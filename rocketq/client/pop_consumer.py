@@ -417,7 +417,13 @@ class PopConsumer:
         self._look.set()
 
     async def reset_offsets(self, topic: str, offsets: dict[MessageQueue, int]) -> None:
-        """Positions are the brokers' own here: they have moved the group already."""
+        """Positions are the brokers' own here; one that asks its members to move it is told so by us."""
+        for queue, offset in offsets.items():
+            log.warning("group %s: %s is reset to offset %d by the broker", self.group, queue, offset)
+            try:
+                await self.membership.calls.commit(queue, offset, oneway=False)
+            except RocketQError as error:
+                log.error("group %s: %s is not reset: %s", self.group, queue, error)
 
     def consumer_status(self, topic: str) -> bytes:
         return b'{"consumerTable":{},"messageQueueTable":{}}'

@@ -258,6 +258,26 @@ def test_an_orderly_batch_begins_anew_when_its_lease_is_over(tmp_path: Path) -> 
     with_broker(tmp_path, test)
 
 
+@pytest.mark.parametrize("order", ["true", "false"])
+def test_a_group_that_is_moved_goes_on_there_at_once(tmp_path: Path, order: str) -> None:
+    async def test() -> None:
+        async with running(tmp_path) as (broker, wire):
+            sent = await stored(wire, "T", 3)
+            first = await pop(wire, "T", order=order)
+            assert bodies(first) == sent
+            assert (await ack_all(wire, first[1:])).code == 0
+            waiting = wire.send(200050, pop_ext("T", order=order, pollTime=10_000, maxMsgNums=1))
+            await wire.until(lambda: broker.pop_wait.count == 1, what="the pop waits")
+            ext = {"topic": "T", "group": "G", "timestamp": -1, "isForce": "true", "queueId": 0, "offset": 0}
+            assert (await wire.call(222, ext)).code == 0
+            assert bodies(held(await wire.answer(waiting), "T")) == sent[:1]
+        async with running(tmp_path) as (_, wire):
+            if order == "false":
+                assert bodies(await pop(wire, "T")) == sent[1:]
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_a_restart_forgets_neither_leases_nor_acknowledgements(tmp_path: Path, flush: str) -> None:
     async def test() -> None:
