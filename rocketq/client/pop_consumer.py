@@ -185,12 +185,15 @@ class PopConsumer:
         calls = self.membership.calls
         try:
             queues = (await self.instance.topic(topic)).read_queues
-            if topic not in self._prepared:
+            if topic not in self._prepared and self.membership.from_where != "FIRST":  # brokers begin there
+                young = self.membership.from_where == "LAST"
                 for queue in queues:
-                    at = await calls.committed(queue, zero_if_young=self.membership.from_where == "LAST")
-                    if at is None:
-                        await calls.commit(queue, await self.membership.first_offset(queue), oneway=False)
-                self._prepared.add(topic)
+                    if await calls.committed(queue, zero_if_young=young) is None:
+                        first = await self.membership.first_offset(queue)
+                        # another member may have been faster, and be further
+                        if await calls.committed(queue, zero_if_young=young) is None:
+                            await calls.commit(queue, first, oneway=False)
+            self._prepared.add(topic)
         except RocketQError as error:
             log.log(
                 self._troubles.level(topic, logging.INFO),
