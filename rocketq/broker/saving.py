@@ -50,6 +50,8 @@ class Saver:
         self._lock = threading.Lock()
         self._number = 0
         self._written: dict[Path, int] = {}
+        #: tables that a thread is to write
+        self._in_thread: set[Path] = set()
         self._due: dict[Path, float] = {}
 
     async def save_later(self, table: Table, every: float) -> None:
@@ -63,16 +65,21 @@ class Saver:
         if build is None:
             return
         self._number += 1
+        self._in_thread.add(table.path)
         try:
             await asyncio.to_thread(self._write, table.path, build, self._number)
         except StoreError as error:
             table.unsaved()
             log.error("%s is behind what the broker has in memory: %s", table.path, error)
+        finally:
+            self._in_thread.discard(table.path)
         ended = time.monotonic()
         self._due[table.path] = max(begun + every, ended + (ended - begun) * PAUSE)
 
     def save(self, table: Table) -> None:
-        """Write the table now if it changed. Raises StoreError."""
+        """Write the table now, unless the file holds it already. Raises StoreError."""
+        if table.path in self._in_thread:
+            table.unsaved()  # the thread may not have begun, and an answer waits for what it is to write
         build = table.snapshot()
         if build is None:
             return

@@ -161,7 +161,11 @@ def _plain(text: str) -> tuple[str, _Outline] | None:
 
 
 class Sender:
-    """Stores what producers send. `deliver_time` gives when a message of a delay level is due, ms since the epoch."""
+    """Stores what producers send.
+
+    `save_topics` writes the table of topics if it changed. `deliver_time` gives when a message of a delay level is due,
+    ms since the epoch.
+    """
 
     def __init__(
         self,
@@ -172,6 +176,7 @@ class Sender:
         groups: Groups,
         locks: QueueLocks,
         statistics: Statistics,
+        save_topics: Callable[[], None],
         deliver_time: Callable[[int], int],
         max_level: int,
         clock_ms: Callable[[], int],
@@ -183,6 +188,7 @@ class Sender:
         self._groups = groups
         self._locks = locks
         self._statistics = statistics
+        self._save_topics = save_topics
         self._deliver_time = deliver_time
         self._max_level = max_level
         self._clock_ms = clock_ms
@@ -244,6 +250,8 @@ class Sender:
                     topic, target_queue, text, deliver_time, recall_handle = place
                     if topic not in names.NOT_SENDABLE:  # it does not wait there
                         queue_id = target_queue
+                    else:  # nothing in the log shows yet that its topic was created
+                        self._save_topics()
                 tag, keys = properties.get(props.TAGS), properties.get(props.KEYS)
                 wait = properties.get(props.WAIT) != "false"
             text += self._batch.own_properties

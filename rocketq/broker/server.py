@@ -132,6 +132,7 @@ class Broker:
             self.groups,
             self.locks,
             self.statistics,
+            lambda: self.saver.save(self.topics),
             self.delay.deliver_time,
             self.delay.max_level,
             clock_ms,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker_wire import Wire, running, with_broker
+from crash_disk import Crash, RecordingFiles, left_by
 
 from rocketq import javajson
 from rocketq.broker.saving import Saver
@@ -96,6 +99,28 @@ def test_a_topic_whose_settings_were_lost_keeps_its_messages(tmp_path: Path) -> 
         async with running(tmp_path) as (broker, wire):
             assert broker.topics.table["T"].read_queue_nums == 4
             assert [message.body for message in await wire.messages("T", queue=2)] == [b"kept"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [{"DELAY": "3"}, {"TIMER_DELAY_MS": "60000"}, {"TRAN_MSG": "true", "PGROUP": "PG"}],
+    ids=["level", "timer", "half"],
+)
+def test_a_topic_that_nothing_but_a_waiting_message_needs_survives_a_crash(
+    tmp_path: Path, properties: dict[str, str]
+) -> None:
+    """Its message is in a topic of the broker's: the log does not show that this one was created."""
+
+    async def main() -> None:
+        disk = RecordingFiles(tmp_path)
+        async with running(tmp_path / "store", files=disk) as (_, wire):
+            assert (await wire.store("T", properties=properties)).code == 0
+            answered = len(disk.operations)
+        with left_by(Crash(disk.operations, answered, None)) as directory:
+            async with running(directory / "store") as (broker, _):
+                assert broker.topics.table["T"].write_queue_nums == 4
 
     asyncio.run(main())
 
@@ -279,6 +304,23 @@ def test_a_save_that_was_overtaken_does_not_bring_old_state_back(tmp_path: Path)
         saver._lock.release()
         await saving
         assert javajson.loads(table.path.read_text()) == {"state": 1}
+
+    asyncio.run(main())
+
+
+def test_what_a_thread_is_about_to_save_is_on_disk_when_an_answer_needs_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        table, saver = OneTable(tmp_path / "t.json"), Saver(OsFiles())
+        busy = threading.Event()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        before = asyncio.create_task(asyncio.to_thread(busy.wait))
+        saving = asyncio.create_task(saver.save_later(table, 0.0))
+        while table.dirty:
+            await asyncio.sleep(0.001)
+        saver.save(table)
+        assert javajson.loads(table.path.read_text()) == {"state": 0}
+        busy.set()
+        await asyncio.gather(before, saving)
 
     asyncio.run(main())
 
