@@ -31,7 +31,7 @@ from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import BrokerError, ConfigError, RocketQError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
-from rocketq.names import AUTO_CREATE_TOPIC, retry_topic
+from rocketq.names import AUTO_CREATE_TOPIC, RETRY_PREFIX, retry_topic
 from rocketq.rebalance import average
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult, ConsumerConnection, ConsumerData
 from rocketq.remoting.codes import RequestCode, ResponseCode
@@ -196,7 +196,8 @@ class PopConsumer:
             self._prepared.add(topic)
         except RocketQError as error:
             log.log(
-                self._troubles.level(topic, logging.INFO),
+                # nobody is told of a retry topic that is not needed yet
+                logging.DEBUG if topic.startswith(RETRY_PREFIX) else self._troubles.level(topic, logging.INFO),
                 "group %s: nothing comes of topic %s yet: %s",
                 *(self.group, topic, error),
             )
