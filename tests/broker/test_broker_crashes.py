@@ -209,24 +209,31 @@ async def check_pops(crash: Crash, directory: Path, flush: str) -> None:
     def clock_ms() -> int:
         return time.time_ns() // 1_000_000 + ahead
 
-    async with running(directory / "store", clock_ms=clock_ms, flush_disk_type=flush, **SETTINGS) as (_, wire):
+    log_is_whole = crash.seed is None or flush == "SYNC_FLUSH"
+    async with running(directory / "store", clock_ms=clock_ms, flush_disk_type=flush, **SETTINGS) as (
+        broker,
+        wire,
+    ):
         wanted = promised.get("accepted", set()) - promised.get("acknowledging", set())
+        if not log_is_whole:
+            wanted &= bodies(broker, "T").keys()
         found: set[str] = set()
         deadline = time.monotonic() + 20
         while wanted - found:
             assert time.monotonic() < deadline, f"{sorted(wanted - found)} did not come"
             got = await pop(wire, "T", invisibleTime=600_000, bornTime=0)
-            bodies = [each.message.body.decode().strip() for each in got]
-            assert not found.intersection(bodies), "given out twice within a lease"
-            found.update(bodies)
-        assert not promised.get("acknowledged", set()) & found, "it was acknowledged"
+            names = [each.message.body.decode().strip() for each in got]
+            assert not found.intersection(names), "given out twice within a lease"
+            found.update(names)
+        if log_is_whole:
+            assert not promised.get("acknowledged", set()) & found, "it was acknowledged"
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_what_was_acknowledged_stays_so_and_the_rest_comes_after_a_crash(tmp_path: Path, flush: str) -> None:
     operations = asyncio.run(drive_pops(tmp_path, flush))
-    power_failures = POWER_FAILURES if flush == "SYNC_FLUSH" else 0
+    power_failures = POWER_FAILURES if flush == "SYNC_FLUSH" else POWER_FAILURES // 2
     for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
         with left_by(crash) as directory:
             asyncio.run(check_pops(crash, directory, flush))

@@ -1,5 +1,6 @@
-"""Pages that are generated are current: the commands' help, and which request codes are served."""
+"""Pages that are generated are current, and the tests that a page names exist."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -12,3 +13,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_generated_pages_are_current(name):
     page = runpy.run_path(str(DOCS / f"generate_{name}.py"))["page"]()
     assert page == (DOCS / f"{name}.md").read_text(encoding="utf-8"), f"run python docs/generate_{name}.py"
+
+
+def test_every_guarantee_names_a_test_that_exists():
+    page = (DOCS / "durability.md").read_text(encoding="utf-8")
+    table, _, listed = page.partition("## The tests")
+    tests = dict(re.findall(r'<a id="(\w+)"></a>\w+ \[`([^`]+)`\]', listed))
+    assert set(re.findall(r"\]\(#([a-z]\d+)\)", table)) == tests.keys()
+    for name in tests.values():
+        path, _, test = name.partition("::")
+        source = (DOCS.parent / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(?:def {test}\(|{test} = )", source, re.MULTILINE), f"{name} does not exist"
