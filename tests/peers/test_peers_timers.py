@@ -141,8 +141,8 @@ def test_what_waits_moves_with_its_store_from_apache_to_ours_and_back(
     theirs.start()
     try:
         create_topic(theirs, name)
-        first = send(theirs, "a", 6500)
-        second = send(theirs, "b", 27_000)
+        first = send(theirs, "a", 10_000)
+        second = send(theirs, "b", 42_000)
         recall(theirs, first[1], "a1")
         time.sleep(2.5)  # it saves its wheel every second
     finally:
@@ -151,7 +151,7 @@ def test_what_waits_moves_with_its_store_from_apache_to_ours_and_back(
     try:
         recall(ours, first[3], "a3")
         recall(ours, second[2], "b2")
-        third = send(ours, "c", 16_000)
+        third = send(ours, "c", 32_000)
         recall(ours, third[0], "c0")
         wait_until(lambda: len(came(client, ours, name)) >= 3, "what was sent to Apache's broker")
         found = came(client, ours, name)
@@ -162,7 +162,7 @@ def test_what_waits_moves_with_its_store_from_apache_to_ours_and_back(
     theirs.start()
     try:
         recall(theirs, third[4], "c4")
-        wait_until(lambda: len(came(client, theirs, name)) >= len(due), "what was sent to our broker", 60)
+        wait_until(lambda: len(came(client, theirs, name)) >= len(due), "what was sent to our broker", 90)
         time.sleep(2)
         found = came(client, theirs, name)
         assert found.keys() == due.keys()
