@@ -150,7 +150,7 @@ async def check(crash: Crash, directory: Path, flush: str) -> None:
     recalled, recalling = set(promised.get("recalled", ())), set(promised.get("recalling", ()))
     async with later(directory, flush) as broker:
         wanted = accepted - recalling
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while wanted - (found := bodies(broker, "T")).keys():
             assert time.monotonic() < deadline, f"{sorted(wanted - found.keys())} did not come"
             await asyncio.sleep(0.01)
@@ -218,7 +218,7 @@ async def check_pops(crash: Crash, directory: Path, flush: str) -> None:
         if not log_is_whole:
             wanted &= bodies(broker, "T").keys()
         found: set[str] = set()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while wanted - found:
             assert time.monotonic() < deadline, f"{sorted(wanted - found)} did not come"
             got = await pop(wire, "T", invisibleTime=600_000, bornTime=0)
