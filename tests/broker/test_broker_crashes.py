@@ -152,7 +152,8 @@ async def check(crash: Crash, directory: Path, flush: str) -> None:
         wanted = accepted - recalling
         deadline = time.monotonic() + 60
         while wanted - (found := bodies(broker, "T")).keys():
-            assert time.monotonic() < deadline, f"{sorted(wanted - found.keys())} did not come"
+            missing = f"{sorted(wanted - found.keys())} did not come"
+            assert time.monotonic() < deadline, f"{missing}; the timer: {broker.timer.runtime()}"
             await asyncio.sleep(0.01)
         assert not recalled & found.keys(), "it was taken back"
         twice = {body for body, count in found.items() if count > 1}
