@@ -247,16 +247,9 @@ class RocketQ:
         have stored it.
         """
         message = build(topic, payload, tag, key, keys, delay_level, properties, delay, at, priority)
-        chain = self._begin(message)
-        result, error = None, None
-        try:
-            result = self.producer.send(message, selector=selector, key=key, timeout=timeout)
-            return result
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._end(chain, message, result, error)
+        with _Sending(self, message) as sending:
+            result = sending.result = self.producer.send(message, selector=selector, key=key, timeout=timeout)
+        return result
 
     async def asend(
         self,
@@ -276,17 +269,10 @@ class RocketQ:
     ) -> SendResult:
         """`send` for coroutines. Many at once share connections and system calls."""
         message = build(topic, payload, tag, key, keys, delay_level, properties, delay, at, priority)
-        chain = self._begin(message)
-        result, error = None, None
-        try:
+        with _Sending(self, message) as sending:
             producer = await self.aproducer()
-            result = await producer.send(message, selector=selector, key=key, timeout=timeout)
-            return result
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._end(chain, message, result, error)
+            result = sending.result = await producer.send(message, selector=selector, key=key, timeout=timeout)
+        return result
 
     @contextmanager
     def transaction(
@@ -316,19 +302,12 @@ class RocketQ:
         Raises as `send`: before the block nothing is done, after it the broker may or may not have heard the end.
         """
         message = build(topic, payload, tag, key, keys, 0, properties, delay, at)
-        chain = self._begin(message)
-        result, error = None, None
-        try:
+        with _Sending(self, message) as sending:
             transaction = self.producer.transaction(
                 message, selector=selector, key=key, check_after=check_after, timeout=timeout
             )
             transaction.begin()
-            result = transaction.result
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._end(chain, message, result, error)
+            sending.result = transaction.result
         with transaction:
             yield transaction
 
@@ -350,41 +329,15 @@ class RocketQ:
     ) -> AsyncIterator[AsyncTransaction]:
         """`transaction` for coroutines: ``async with app.atransaction("orders", order): …``."""
         message = build(topic, payload, tag, key, keys, 0, properties, delay, at)
-        chain = self._begin(message)
-        result, error = None, None
-        try:
+        with _Sending(self, message) as sending:
             producer = await self.aproducer()
             transaction = producer.transaction(
                 message, selector=selector, key=key, check_after=check_after, timeout=timeout
             )
             await transaction.begin()
-            result = transaction.result
-        except BaseException as caught:
-            error = caught
-            raise
-        finally:
-            self._end(chain, message, result, error)
+            sending.result = transaction.result
         async with transaction:
             yield transaction
-
-    def _begin(self, message: Message) -> Chain | None:
-        chain = None
-        if self.middleware:
-            chain = Chain(self.middleware)
-            try:
-                chain.before("before_send", self, message)
-            except BaseException as error:
-                chain.after("after_send", self, message, None, error)
-                raise
-        signals.emit(signals.before_send, self, message=message)
-        return chain
-
-    def _end(
-        self, chain: Chain | None, message: Message, result: SendResult | None, error: BaseException | None
-    ) -> None:
-        signals.emit(signals.after_send, self, message=message, result=result, error=error)
-        if chain is not None:
-            chain.after("after_send", self, message, result, error)
 
     @property
     def producer(self) -> Producer:
@@ -422,6 +375,35 @@ class RocketQ:
         task = self._async_producers.pop(asyncio.get_running_loop(), None)
         if task is not None:
             await (await task).close()
+
+
+class _Sending:
+    """What middleware and signals have around one send; whoever sends puts the `result` in."""
+
+    __slots__ = ("_app", "_chain", "_message", "result")
+
+    def __init__(self, app: RocketQ, message: Message) -> None:
+        self.result: SendResult | None = None
+        self._app = app
+        self._message = message
+        self._chain = Chain(app.middleware) if app.middleware else None
+
+    def __enter__(self) -> _Sending:
+        app, chain, message = self._app, self._chain, self._message
+        if chain is not None:
+            try:
+                chain.before("before_send", app, message)
+            except BaseException as error:
+                chain.after("after_send", app, message, None, error)
+                raise
+        signals.emit(signals.before_send, app, message=message)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        app, message, result = self._app, self._message, self.result
+        signals.emit(signals.after_send, app, message=message, result=result, error=error)
+        if self._chain is not None:
+            self._chain.after("after_send", app, message, result, error)
 
 
 def consumer(topic: str, tag: str = "*", **options: Any) -> Callable[[F], F]:

@@ -17,6 +17,8 @@ from rocketq.broker.refusal import Refused
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import TooManyInFlight
+from rocketq.filters import TAG, parse_tags
+from rocketq.hashing import tags_code
 from rocketq.names import retry_topic
 from rocketq.remoting.bodies import CheckClientBody, ConsumerData, ConsumerList, HeartbeatData, SubscriptionData
 from rocketq.remoting.codes import RequestCode, ResponseCode
@@ -117,9 +119,17 @@ class Clients:
         ]
         return max(found, key=lambda member: member.last_seen).connection if found else None
 
-    def compensate(self, group: str, topic: str, subscription: SubscriptionData) -> None:
-        """Note the subscription that a pull carried. What a heartbeat said of the topic stays in force."""
-        self._pulled[group, topic] = subscription
+    def compensate(self, group: str, topic: str, expression: str, kind: str, version: int) -> None:
+        """Note the subscription that a pull or pop carried. What a heartbeat said of the topic stays in force."""
+        tags = sorted(parse_tags(expression) or ()) if kind == TAG else []
+        self._pulled[group, topic] = SubscriptionData(
+            topic=topic,
+            sub_string=expression,
+            tags_set=tags,
+            code_set=[tags_code(tag) for tag in tags],
+            sub_version=version,
+            expression_type=kind,
+        )
 
     def connection_lost(self, connection: Connection) -> None:
         """Forget everybody who was on this connection."""

@@ -6,14 +6,14 @@ import random
 from collections.abc import Callable
 
 from rocketq.broker.groups import Groups
-from rocketq.broker.pop import MOST, Pop, check_queue
+from rocketq.broker.pop import MOST, Pop, check_group, check_queue
 from rocketq.broker.popwait import Line, PopWait, Waiter
 from rocketq.broker.refusal import Refused
 from rocketq.broker.revivelog import ReviveLog
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.names import pop_retry_topic
-from rocketq.remoting.codes import FAQ, Perm, RequestCode, ResponseCode
+from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers.pop import (
     NotificationHeader,
@@ -67,12 +67,7 @@ class Peek:
                 ResponseCode.NO_PERMISSION, f"the broker[{self._config.host}] peeking message is forbidden"
             )
         check_queue(self._topics, topic, queue_id, connection)
-        settings = self._groups.get(group)
-        if settings is None:
-            remark = f"subscription group [{group}] does not exist, \n{FAQ}"
-            raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
-        if not settings.consume_enable or not self._groups.may_read(group, topic):
-            raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}")
+        check_group(self._groups, group, topic)
 
     def _queues(self, topic: str, group: str, queue_id: int) -> list[tuple[str, int]]:
         """The queues that such a request is about, the retry topic's first one time in five."""

@@ -29,12 +29,11 @@ from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreFull
-from rocketq.filters import ALL, parse_tags
-from rocketq.hashing import tags_code
+from rocketq.filters import ALL, TAG
 from rocketq.names import pop_retry_topic
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import QUEUE_OFFSET_AT, Record, decode_record, encode_record, split_records
-from rocketq.remoting.bodies import SubscriptionData, TopicConfig
+from rocketq.remoting.bodies import TopicConfig
 from rocketq.remoting.codes import FAQ, Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers.pop import PopMessageHeader, PopMessageResponse
@@ -66,7 +65,7 @@ class Ask(NamedTuple):
     @property
     def line(self) -> Line:
         header = self.header
-        kind = header.exp_type or "TAG"
+        kind = header.exp_type or TAG
         return Line(
             header.consumer_group, header.topic, header.queue_id, header.exp or ALL, kind, bool(header.order)
         )
@@ -160,12 +159,7 @@ class Pop:
             remark = f"{broker} pop message is forbidden because timerWheelEnable is false"
             raise Refused(ResponseCode.SYSTEM_ERROR, remark)
         check_queue(self._topics, topic, header.queue_id, connection)
-        settings = self._groups.get(group)
-        if settings is None:
-            remark = f"subscription group [{group}] does not exist, \n{FAQ}"
-            raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
-        if not settings.consume_enable or not self._groups.may_read(group, topic):
-            raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}")
+        check_group(self._groups, group, topic)
         if header.invisible_time <= 0 or header.max_msg_nums <= 0:
             remark = (
                 f"a pop of topic {topic} asks for {header.max_msg_nums} messages for {header.invisible_time} ms"
@@ -178,20 +172,10 @@ class Pop:
     def _compensate(self, header: PopMessageHeader) -> None:
         """Note what a consumer wants that tells it with its pops and not with heartbeats."""
         topic, group = header.topic, header.consumer_group
-        expression, kind = header.exp or ALL, header.exp_type or "TAG"
+        expression, kind = header.exp or ALL, header.exp_type or TAG
         known = self._clients.subscription(group, topic)
-        if known is not None and (known.sub_string, known.expression_type or "TAG") == (expression, kind):
-            return
-        tags = sorted(parse_tags(expression) or ()) if kind == "TAG" else []
-        subscription = SubscriptionData(
-            topic=topic,
-            sub_string=expression,
-            tags_set=tags,
-            code_set=[tags_code(tag) for tag in tags],
-            sub_version=self._clock_ms(),
-            expression_type=kind,
-        )
-        self._clients.compensate(group, topic, subscription)
+        if known is None or (known.sub_string, known.expression_type or TAG) != (expression, kind):
+            self._clients.compensate(group, topic, expression, kind, self._clock_ms())
 
     # serving
 
@@ -469,6 +453,16 @@ def check_queue(topics: Topics, topic: str, queue_id: int, connection: Connectio
         )
         raise Refused(ResponseCode.INVALID_PARAMETER, remark)
     return config
+
+
+def check_group(groups: Groups, group: str, topic: str) -> None:
+    """Whether the group, which comes into being when it may, is allowed to consume the topic. Raises Refused."""
+    settings = groups.get(group)
+    if settings is None:
+        remark = f"subscription group [{group}] does not exist, \n{FAQ}"
+        raise Refused(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, remark)
+    if not settings.consume_enable or not groups.may_read(group, topic):
+        raise Refused(ResponseCode.NO_PERMISSION, f"subscription group no permission, {group}")
 
 
 def _ring(queue_id: int, config: TopicConfig, priority: bool) -> Sequence[int]:

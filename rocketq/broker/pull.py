@@ -20,8 +20,7 @@ from rocketq.broker.refusal import Refused
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
-from rocketq.filters import ALL, TAG, parse_tags
-from rocketq.hashing import tags_code
+from rocketq.filters import ALL, TAG
 from rocketq.remoting.bodies import SubscriptionData
 from rocketq.remoting.codes import (
     FAQ,
@@ -226,16 +225,7 @@ class Pull:
         if self._carried.get((group, topic)) == wanted:
             return
         self._carried[group, topic] = wanted
-        tags = sorted(parse_tags(expression) or ()) if kind == TAG else []
-        subscription = SubscriptionData(
-            topic=topic,
-            sub_string=expression,
-            tags_set=tags,
-            code_set=[tags_code(tag) for tag in tags],
-            sub_version=header.sub_version,
-            expression_type=kind,
-        )
-        self._clients.compensate(group, topic, subscription)
+        self._clients.compensate(group, topic, *wanted)
 
     def _moved(self, group: str, topic: str, queue_id: int, offset: int, committed: int) -> ReadResult | None:
         """Where an operator has moved the group in the queue; told once. None when it is there already."""

@@ -21,6 +21,7 @@ from rocketq.message import offset_message_id
 from rocketq.names import RETRY_PREFIX, dlq_topic, pop_retry_topic
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import CorruptRecord, Record, decode_record
+from rocketq.remoting.bodies import DataVersion
 from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
@@ -49,6 +50,8 @@ class Revive:
         self._clock_ms = clock_ms
         self._timer: asyncio.TimerHandle | None = None
         self._running = False
+        #: the topics' version in which nothing is held of one that is gone
+        self._looked_at: DataVersion | None = None
         #: messages that came again, and those that went to the dead letters, since the start
         self.revived = self.dead = 0
 
@@ -73,6 +76,11 @@ class Revive:
         due = self._log.points.next_due()
         if due is not None and self._running:
             self._later(min(_LOOK_AGAIN, max(0.0, (due - self._clock_ms()) / 1000)))
+
+    def took_in(self) -> None:
+        """The log has check points of another broker's now, perhaps of topics that are gone."""
+        self._looked_at = None
+        self.schedule()
 
     def _later(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -166,7 +174,11 @@ class Revive:
 
     def forget_deleted(self) -> None:
         """Settle what is held of topics that are gone: a new one of that name has other messages. Raises StoreFull."""
+        version = self._topics.data_version
+        if version == self._looked_at:
+            return
         gone = [point for point in self._log.points if point.key.topic not in self._topics.table]
         for point in gone:
             self._log.settled(point.key, point.open_offsets)
             self._log.points.remove(point)
+        self._looked_at = version

@@ -437,7 +437,7 @@ class Broker:
         self.pop_wait.arrived(messages)
         self.timer.arrived()
         if self.revive_log.arrived(messages):
-            self.revive.schedule()
+            self.revive.took_in()
         self.transactions.arrived()
 
     # changes and periodic work

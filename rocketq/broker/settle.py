@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -133,8 +134,7 @@ class Settle:
                 elif (point := self._log.points.get(key)) is not None:
                     self._done(point, point.masked(ack.so, mask), undo)
         except StoreFull as error:
-            for each in reversed(undo):
-                each()
+            _take_back(undo)
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         return self._success(connection, request, undo)
 
@@ -158,12 +158,7 @@ class Settle:
         answer = encode_response(request, ResponseCode.SUCCESS)
         if not undo:
             return answer
-
-        def take_back() -> None:
-            for each in reversed(undo):
-                each()
-
-        self._batch.reply(connection, request, answer, len(undo), undo=take_back)
+        self._batch.reply(connection, request, answer, len(undo), undo=partial(_take_back, undo))
         return None
 
     # another lease
@@ -188,16 +183,10 @@ class Settle:
             nothing = ChangeInvisibleTimeResponse(pop_time=0, invisible_time=0, revive_qid=0)
             return encode_response(request, refused.code, refused.remark, nothing)
         except StoreFull as error:
-            for each in reversed(undo):
-                each()
+            _take_back(undo)
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
-
-        def take_back() -> None:
-            for each in reversed(undo):
-                each()
-
         answer = encode_response(request, ResponseCode.SUCCESS, "not set any response code", changed)
-        self._batch.reply(connection, request, answer, wait=False, undo=take_back)
+        self._batch.reply(connection, request, answer, wait=False, undo=partial(_take_back, undo))
         return None
 
     def _change_lease(
@@ -289,6 +278,11 @@ class Settle:
 
         undo.append(take_back)
         self._wait.wake(topic)
+
+
+def _take_back(undo: list[Callable[[], None]]) -> None:
+    for each in reversed(undo):
+        each()
 
 
 def _key(header: AckMessageHeader | ChangeInvisibleTimeHeader, receipt: Receipt) -> Key:

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from rocketq.client.instance import ClientInstance
+from rocketq.client.instance import ClientInstance, Member
 from rocketq.client.queue_calls import QueueCalls
 from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, InvalidMessage, RemotingError, RouteNotFound
@@ -91,6 +91,25 @@ class Membership:
         if expression != "*" and parse_tags(expression) is None:
             raise InvalidMessage(f"group {self.group}: {expression!r} is not a tag expression (* or A || B)")
         self.subscriptions[topic] = Subscription(expression, TAG, version, version)
+
+    async def join(self, member: Member) -> None:
+        """Connect, look the topics up, and have the instance speak for `member`. Undone when it raises.
+
+        Raises ConnectFailed when no NameServer answers, BrokerError when a broker cannot filter by a `Sql` expression,
+        ConfigError when this client is in the group already. A topic that does not exist yet may come.
+        """
+        await self.instance.acquire()
+        try:
+            for topic in list(self.subscriptions):
+                try:
+                    await self.instance.topic(topic)
+                except RouteNotFound:
+                    log.warning("group %s: topic %s does not exist yet, waiting for it", self.group, topic)
+            await self.check()
+            self.instance.add_member(member)
+        except BaseException:
+            await self.instance.release()
+            raise
 
     async def check(self) -> None:
         """Ask a broker of each topic that is filtered by SQL92 whether it can do that, as Java's client does.

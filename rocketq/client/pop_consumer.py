@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,7 +99,7 @@ class PopConsumer:
         )
         self.handler = handler
         self.concurrency = concurrency
-        self.statistics: dict[str, Statistics] = {}
+        self.statistics: defaultdict[str, Statistics] = defaultdict(Statistics)
         #: None ever is: administrators are told so.
         self.assigned: dict[MessageQueue, Assigned] = {}
         self._limit = limit
@@ -116,8 +116,7 @@ class PopConsumer:
             self._tracer = Tracer(
                 group, trace_topic, AsyncProducer(group_of(group, "CONSUME"), instance=self.instance)
             )
-        self._ready: deque[Held] = deque()
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._ready: asyncio.Queue[Held] = asyncio.Queue()
         self._room = asyncio.Event()
         self._look = asyncio.Event()
         #: what handlers have now, and since when
@@ -152,18 +151,7 @@ class PopConsumer:
             raise ConfigError(
                 f"consumer group {self.group}: set a handler and subscribe to a topic before start()"
             )
-        await self.instance.acquire()
-        try:
-            for topic in list(self.membership.subscriptions):
-                try:
-                    await self.instance.topic(topic)
-                except RouteNotFound:
-                    log.warning("group %s: topic %s does not exist yet, waiting for it", self.group, topic)
-            await self.membership.check()
-            self.instance.add_member(self)
-        except BaseException:
-            await self.instance.release()
-            raise
+        await self.membership.join(self)
         # what somebody sends to this group alone, and what members handed back that pulled
         self.membership.subscribe(retry_topic(self.group), "*")
         await self._send_back.start()
@@ -217,8 +205,8 @@ class PopConsumer:
         self._running = False
         *workers, keep, expire = self._tasks
         await cancel_all([keep, expire, *self._pops.values()])
-        while self._ready:
-            self._leases.give_back(self._ready.popleft(), 0)
+        while not self._ready.empty():
+            self._leases.give_back(self._ready.get_nowait(), 0)
         end = time.monotonic() + timeout
         while self._running_calls and (left := end - time.monotonic()) > 0:
             self._quiet.clear()
@@ -302,15 +290,14 @@ class PopConsumer:
             answer.add_done_callback(lambda future: self._came_too_late(future, topic, broker))
             raise
         popped = read_pop(answer.result(), self.group, topic, broker, self._calls.address(broker))
-        statistics = self._of(topic)
+        statistics = self.statistics[topic]
         statistics.pulls += 1
         statistics.pull_seconds += time.monotonic() - begun
         statistics.pulled += len(popped.messages)
         for held in self._leases.take(popped):
             # brokers compare hashes of tags
             if subscription.tags is None or held.message.tag in subscription.tags:
-                self._ready.append(held)
-                self._wake_one()
+                self._ready.put_nowait(held)
             else:
                 self._leases.ack([held])
         return not popped.full
@@ -328,21 +315,9 @@ class PopConsumer:
 
     # handing them to the handler
 
-    def _wake_one(self) -> None:
-        while self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
-
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            while not self._ready:
-                waiter = loop.create_future()
-                self._idle.append(waiter)
-                await waiter
-            held = self._ready.popleft()
+            held = await self._ready.get()
             if held.lost:
                 continue
             self._running_calls[held] = time.monotonic()
@@ -360,7 +335,7 @@ class PopConsumer:
         results = await call_handler(self.handler, [message], self.group)
         if self._tracer is not None and taken is not None:
             self._tracer.done(taken, results)
-        statistics = self._of(message.topic)
+        statistics = self.statistics[message.topic]
         statistics.seconds += time.monotonic() - begun
         if held not in self._running_calls:  # it had it for too long
             return
@@ -401,12 +376,6 @@ class PopConsumer:
                 )
                 self._leases.give_back(held, LEVELS[2])
                 self._room.set()
-
-    def _of(self, topic: str) -> Statistics:
-        statistics = self.statistics.get(topic)
-        if statistics is None:
-            statistics = self.statistics[topic] = Statistics()
-        return statistics
 
     # what brokers ask
 

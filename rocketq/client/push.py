@@ -20,7 +20,7 @@ from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.send_back import SendBack
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.waiting import cancel_all
-from rocketq.errors import ConfigError, RouteNotFound
+from rocketq.errors import ConfigError
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic
@@ -186,18 +186,7 @@ class PushConsumer(GroupMember):
             raise ConfigError(
                 f"consumer group {self.group}: set a handler and subscribe to a topic before start()"
             )
-        await self.instance.acquire()
-        try:
-            for topic in list(self.membership.subscriptions):
-                try:
-                    await self.instance.topic(topic)
-                except RouteNotFound:
-                    log.warning("group %s: topic %s does not exist yet, waiting for it", self.group, topic)
-            await self.membership.check()
-            self.instance.add_member(self)
-        except BaseException:
-            await self.instance.release()
-            raise
+        await self.membership.join(self)
         if not self.broadcast:
             self.membership.subscribe(retry_topic(self.group), "*")
         if self._send_back is not None:
