@@ -27,7 +27,8 @@ def book(booking: Booking) -> None:
     if booking.amount == 0:
         raise Reject("nothing to book")  # straight to the DLQ
     balances[booking.account] = balances.get(booking.account, 0) + booking.amount
-    print(f"{booking.account} #{booking.number}: {booking.amount:+} = {balances[booking.account]}", flush=True)
+    line = f"{booking.account} #{booking.number}: {booking.amount:+} = {balances[booking.account]}\n"
+    print(line, end="", flush=True)  # in one piece: the queues' threads print at the same time
 
 
 if __name__ == "__main__":
