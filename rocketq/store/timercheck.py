@@ -59,10 +59,13 @@ class TimerCheck:
 
     @classmethod
     def decode(cls, page: bytes) -> TimerCheck | None:
-        """None when the page is cut short."""
-        if len(page) < _TIMES.size:
-            return None
+        """None when the page is cut short, or its beginning is empty.
+
+        That is how a power failure may leave a new file, and Apache's broker one that it did not come to write to.
+        """
         head = page[: _TIMES.size]
+        if len(head) < _TIMES.size or not any(head):
+            return None
         read_time, log_end, queue_offset, master_offset, _, timestamp, counter = _TIMES.unpack(head)
         log_offset = log_start = None
         mark = page[_MARK_AT : _MARK_AT + _MARK.size]

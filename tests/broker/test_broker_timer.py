@@ -268,6 +268,19 @@ def test_timer_log_and_wheel_are_made_again_from_the_commit_log(kit: Kit, lost: 
     assert kit.advance(DAY) == ["far"]
 
 
+@pytest.mark.parametrize("left", [0, 2048, 4096])
+def test_a_checkpoint_whose_first_sector_the_disk_lost_is_not_believed(kit: Kit, left: int) -> None:
+    """A power failure may leave its later sectors only: it begins with zeros then, and ends where they end."""
+    kit.send("far", START + 3 * DAY)
+    kit.send("soon", START + 5000)
+    kit.advance(6000)
+    kit.checkpoint()
+    (kit.directory / "config" / "timercheck").write_bytes(bytes(left))
+    kit.now += 4 * DAY
+    kit.kill()
+    assert kit.advance(5000) == ["far"]
+
+
 def test_units_behind_the_checkpoint_are_found_again_without_going_through_the_topic(kit: Kit) -> None:
     kit.send("a", START + 100_000)
     kit.work()

@@ -213,6 +213,6 @@ def test_a_checkpoint_that_apache_changed_says_so():
     assert decoded.log_end == 52
 
 
-@pytest.mark.parametrize("page", [b"", b"x" * 55])
-def test_a_checkpoint_that_is_cut_short_is_none(page):
+@pytest.mark.parametrize("page", [b"", b"x" * 55, bytes(2048), bytes(512) + b"x" * 512])
+def test_a_checkpoint_that_is_cut_short_or_was_never_written_is_none(page):
     assert TimerCheck.decode(page) is None
