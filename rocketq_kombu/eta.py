@@ -1,4 +1,4 @@
-"""Tasks that wait at the brokers until they are due can be taken back."""
+"""Tasks that wait at the brokers until they are due can be looked at and taken back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from rocketq.message import ReceivedMessage, decode_messages
 from rocketq.names import TIMER_TOPIC
 from rocketq.recall import RecallHandle
 from rocketq.remoting.codes import RequestCode, ResponseCode
-from rocketq.remoting.headers import QueryMessageHeader
+from rocketq.remoting.headers import ListTimerHeader, QueryMessageHeader
 from rocketq_kombu.names import KEYED, topic_of
 
 if TYPE_CHECKING:
     from rocketq_kombu.cluster import Cluster
 
+#: Seconds that a broker has to tell what waits.
+_TIMEOUT = 1.0
 #: A task may be sent again with its id, by retries; so many are found.
 _MOST = 32
 
@@ -37,6 +39,30 @@ def cancel(connection: Any, task_id: str, queue: str = "celery") -> bool:
                 for message in _waiting(cluster, topic, broker, task_id):
                     found |= _recall(cluster, topic, broker, message)
     return found
+
+
+def waiting(connection: Any, queue: str = "celery", most: int = 100) -> list[ReceivedMessage]:
+    """Up to `most` messages that wait in a queue until they are due, the next ones first; bodies are envelopes.
+
+    `connection` is a `kombu.Connection`. Apache's brokers do not tell: nothing is found there. Raises RemotingError,
+    RouteNotFound, BrokerError.
+    """
+    transport = connection.transport
+    cluster: Cluster = transport.cluster
+    group = topic_of(transport.virtual_host, queue)
+    found: list[ReceivedMessage] = []
+    for topic in (group, group + KEYED):
+        if cluster.has_topic(topic):
+            for broker in sorted({one.broker_name for one in cluster.producer.queues(topic)}):
+                address = cluster.master(broker, topic)
+                header = ListTimerHeader(topic=topic, max_num=most)
+                answer = cluster.ask(address, RequestCode.LIST_TIMER_MESSAGES, header, timeout=_TIMEOUT)
+                if answer.code == ResponseCode.SUCCESS:
+                    found += decode_messages(bytes(answer.body), broker)
+                elif answer.code != ResponseCode.REQUEST_CODE_NOT_SUPPORTED:
+                    raise BrokerError(answer.code, answer.remark, address)
+    found.sort(key=lambda message: int(message.properties.get(names.TIMER_OUT_MS) or 0))
+    return found[:most]
 
 
 def _waiting(cluster: Cluster, topic: str, broker: str, key: str) -> list[ReceivedMessage]:

@@ -88,6 +88,8 @@ class Transport(virtual.Transport):
 
     def establish_connection(self) -> Transport:
         self.cluster.admin.brokers()
+        if "celery.worker.control" in sys.modules:
+            from rocketq_kombu import inspection as inspection  # `scheduled` tells what brokers hold
         connection: Transport = super().establish_connection()
         return connection
 

@@ -144,6 +144,7 @@ _NEEDS: dict[int, Callable[[Command], Needs]] = {
     _C.UPDATE_CONSUMER_OFFSET: _consume,
     _C.QUERY_ASSIGNMENT: _assignment,
     _C.QUERY_MESSAGE: _field("topic", SUB),
+    _C.LIST_TIMER_MESSAGES: _field("topic", SUB),
     _C.SEARCH_OFFSET_BY_TIMESTAMP: _field("topic", PUB | SUB),
     _C.GET_MAX_OFFSET: _field("topic", PUB | SUB),
     _C.GET_MIN_OFFSET: _field("topic", PUB | SUB),

@@ -34,6 +34,7 @@ from rocketq.broker.copies import append_copy
 from rocketq.broker.timed import Waiting, properties_text, second_of, waiting_of
 from rocketq.broker.timercounts import TimerCounts
 from rocketq.broker.timerfiles import TimerFiles, find_delivered
+from rocketq.broker.timerlist import waiting_for
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
 from rocketq.hashing import tags_code as topic_hash
@@ -42,6 +43,7 @@ from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import CorruptRecord, decode_record
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.headers import ListTimerHeader
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.consumequeue import ENTRY
 from rocketq.store.files import Files, store_error
@@ -120,6 +122,7 @@ class Timer:
         return {
             RequestCode.GET_TIMER_CHECK_POINT: self._get_check,
             RequestCode.GET_TIMER_METRICS: self._get_metrics,
+            RequestCode.LIST_TIMER_MESSAGES: self._list,
         }
 
     @property
@@ -608,3 +611,15 @@ class Timer:
         if not self._running:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "The timerMessageStore is null")
         return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self.counts.to_json()))
+
+    def _list(self, connection: Connection, request: Command) -> Reply:
+        """LIST_TIMER_MESSAGES: those of a topic that are due next, as they are stored."""
+        header = request.header(ListTimerHeader)
+        if not self._running:
+            return encode_response(request, ResponseCode.SYSTEM_ERROR, "the broker keeps no timer messages")
+        now = self._clock_ms()
+        recalled = {each for pairs in self._recalled.values() for each in pairs}
+        found = waiting_for(
+            self._store, self._wheel, self._log, header.topic, header.max_num, now, self._position(now), recalled
+        )
+        return encode_response(request, ResponseCode.SUCCESS, body=b"".join(found))

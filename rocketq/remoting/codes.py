@@ -76,6 +76,7 @@ class RequestCode(IntEnum):
     CHECK_CLIENT_CONFIG = 46
     GET_TIMER_CHECK_POINT = 60
     GET_TIMER_METRICS = 61
+    LIST_TIMER_MESSAGES = 30061  # of our own: Apache's brokers do not know it
     PUT_KV_CONFIG = 100
     GET_KV_CONFIG = 101
     DELETE_KV_CONFIG = 102

@@ -249,6 +249,33 @@ def test_operators_see_what_waits(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
+def test_what_waits_is_listed_in_order_of_time_without_what_was_taken_back(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        handles = []
+        for number in (50, 3, 40, 2):
+            properties = {"TIMER_DELAY_MS": str(number * 3_600_000), "UNIQ_KEY": f"U{number}"}
+            handles.append((await wire.store("T", b"%d" % number, properties=properties)).ext["recallHandle"])
+        await wire.store("Other", b"x", properties={"TIMER_DELAY_MS": "3600000"})
+        await wire.store("T", b"x", properties={"TIMER_DELAY_MS": "1"})
+        await arrive(wire, "T", 1)
+
+        async def listed(topic: str = "T", most: int = 10) -> list[bytes]:
+            answer = await wire.call(30061, {"topic": topic, "maxNum": most})
+            assert answer.code == 0, answer.remark
+            return [message.body for message in decode_messages(answer.body)]
+
+        assert await listed() == [b"2", b"3", b"40", b"50"]
+        assert await listed(most=2) == [b"2", b"3"]
+        assert await listed("Other") == [b"x"]
+        assert await listed("None") == []
+        assert await listed(most=-1) == []
+        assert (await wire.call(370, recall_ext(handles[1]))).code == 0
+        assert await listed() == [b"2", b"40", b"50"]
+        assert broker.timer.counts.pending == 5  # nothing was taken out
+
+    with_broker(tmp_path, test)
+
+
 def test_what_waits_survives_a_stop_and_is_delivered_when_it_is_overdue(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as (_, wire):

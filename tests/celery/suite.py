@@ -106,7 +106,7 @@ def run_pytest(
     where = [] if any(option.startswith("t/") for option in options) else ["t/integration"]
     with report.with_suffix(".log").open("w") as log:
         subprocess.run(
-            [*command, "--timeout=300", f"--junitxml={report}", "-rfEx", *where, *options],
+            [*command, "--timeout=300", "--tb=native", f"--junitxml={report}", "-rfEx", *where, *options],
             cwd=sources,
             env=environment,
             stdout=log,

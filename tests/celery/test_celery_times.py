@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -20,7 +22,13 @@ def test_tasks_with_an_eta_wait_in_the_broker_and_come_on_time(site: Callable[..
         here.s("work", "now").apply_async()
         wait_until(lambda: "now" in here.done(), 20, "the one without an eta")
         inspect = here.app.control.inspect(timeout=5, limit=1)
-        assert not inspect.scheduled()["w@test"]  # the worker knows nothing of them
+        scheduled = inspect.scheduled()["w@test"]  # the worker asks the broker
+        assert scheduled[-1]["request"]["args"] == ["year"]
+        etas = [one["eta"] for one in scheduled]
+        assert etas == sorted(etas)
+        command = [sys.executable, "-m", "celery", "-b", here.url, "inspect", "scheduled", "-j", "-t", "5"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "'year'" in told.stdout or '"year"' in told.stdout, told
         wait_until(lambda: len(here.done()) == 3, 20, "those that are due")
         begun = {line.number: line.time - began for line in here.lines("work", "begin")}
         assert begun["soon"] >= 2

@@ -215,6 +215,9 @@ from rocketq.remoting.headers.pull import (
     GetMinOffsetResponse as GetMinOffsetResponse,
 )
 from rocketq.remoting.headers.pull import (
+    ListTimerHeader as ListTimerHeader,
+)
+from rocketq.remoting.headers.pull import (
     PullMessageHeader as PullMessageHeader,
 )
 from rocketq.remoting.headers.pull import (

@@ -119,6 +119,13 @@ class GetEarliestMsgStoretimeResponse(Header, kw_only=True):
     timestamp: int
 
 
+class ListTimerHeader(RoutedHeader, kw_only=True):
+    """LIST_TIMER_MESSAGES (30061): the `max_num` messages of a topic that are due next."""
+
+    topic: str
+    max_num: int = field(name="maxNum")
+
+
 class QueryMessageHeader(RoutedHeader, kw_only=True):
     """QUERY_MESSAGE (12). `index_type` K (key, default), U (unique id) or T (tag); times in ms."""
 
