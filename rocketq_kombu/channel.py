@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage
 from rocketq.names import DLQ_PREFIX
+from rocketq.properties import FIRST_POP_TIME
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
 from rocketq_kombu.names import KEYED, escape, sources_of, topic_of
@@ -211,7 +212,8 @@ class Channel(Publishing):
                 continue
             properties["queue"] = queue
             properties["delivery_tag"] = str(next(self._numbers))
-            info["redelivered"] = bool(message.reconsume_times or properties.get("redelivered"))
+            again = message.reconsume_times or FIRST_POP_TIME in message.properties
+            info["redelivered"] = bool(again or properties.get("redelivered"))
             self._ready.append(Arrived(queue, payload, lease, message.queue_offset))
         if queue in self._prioritized:
             added = [self._ready.pop() for _ in range(len(self._ready) - before)]

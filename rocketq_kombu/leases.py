@@ -117,7 +117,7 @@ class Keeper:
                 self._engine.later(_AGAIN, partial(self.ack, lease))
 
     def give_back(self, lease: Lease) -> None:
-        """Somebody else may have the message at once."""
+        """Somebody else may have the message at once; that does not count as an attempt."""
         if self._later(lease, lambda: self.give_back(lease)):
             return
 
@@ -126,7 +126,7 @@ class Keeper:
                 log.info("%s comes back when its lease ends: %s", lease, answer)
 
         try:
-            self._send(lease, change_request(lease.group, lease.receipt, 1), done)
+            self._send(lease, change_request(lease.group, lease.receipt, 1, give_back=True), done)
         except ConnectFailed as error:
             done(error)
 

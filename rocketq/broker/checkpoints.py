@@ -25,10 +25,11 @@ class Key(NamedTuple):
 class CheckPoint:
     """Messages at `offsets` of a queue, leased until `due` (ms). `settled` has bit i for the i-th of them.
 
-    `position` is where the log of check points has it.
+    `position` is where the log of check points has it. `given_back`: what is left when the lease ends was not worked
+    on, so that is no failed attempt. Only memory knows of it, after a restart it counts as one.
     """
 
-    __slots__ = ("due", "invisible_time", "key", "offsets", "position", "settled")
+    __slots__ = ("due", "given_back", "invisible_time", "key", "offsets", "position", "settled")
 
     def __init__(self, key: Key, offsets: Sequence[int], invisible_time: int, settled: int = 0) -> None:
         self.key = key
@@ -37,6 +38,7 @@ class CheckPoint:
         self.settled = settled
         self.due = key.pop_time + invisible_time
         self.position = 0
+        self.given_back = False
 
     @property
     def done(self) -> bool:

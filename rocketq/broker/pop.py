@@ -250,7 +250,9 @@ class Pop:
         own = [(header.topic, "0", queue_id) for queue_id in _ring(header.queue_id, config, priority)]
         again: list[tuple[str, str, int]] = []
         if retry is not None and not header.order:
-            again = [(ask.retry_topic, "1", queue_id) for queue_id in _ring(-1, retry, False)]
+            again = [(ask.retry_topic, "1", queue_id) for queue_id in _ring(-1, retry, priority)]
+        if priority and len(again) == len(own):  # of one priority those that were there before come first
+            return [each for pair in zip(again, own, strict=True) for each in pair]
         chance = 0 if priority else self._config.pop_from_retry_probability
         return [*again, *own] if random.random() * 100 < chance else [*own, *again]
 

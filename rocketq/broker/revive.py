@@ -1,7 +1,8 @@
 """What nobody acknowledged within its lease is given out again (`PopReviveService`).
 
-The message is stored once more under the retry topic of group and topic, one attempt later, or under the group's dead
-letters when its attempts are used up; with that its check point is settled. A lease that ends is met to the ms.
+The message is stored once more under the retry topic of group and topic, one attempt later unless its consumer gave it
+back, or under the group's dead letters when its attempts are used up; with that its check point is settled. A lease
+that ends is met to the ms. The retry topic of a topic whose queues are priorities has the same queues.
 """
 
 from __future__ import annotations
@@ -144,19 +145,20 @@ class Revive:
         properties = decode_properties(record.properties)
         properties.setdefault(props.FIRST_POP_TIME, str(point.key.pop_time))
         properties.setdefault(props.ORIGIN_GROUP, group)
-        attempts = record.reconsume_times + 1
+        attempts = record.reconsume_times + (not point.given_back)
         if attempts > self._groups.table[group].retry_max_times:
             origin = topic.removeprefix(f"{RETRY_PREFIX}{group}_").removeprefix(f"{RETRY_PREFIX}{group}+")
             properties.setdefault(props.RETRY_TOPIC, origin)
             properties.setdefault(
                 props.ORIGIN_MESSAGE_ID, offset_message_id(record.store_host, record.physical_offset)
             )
-            target = dlq_topic(group)
+            target, queues, queue_id = dlq_topic(group), 1, 0
             self.dead += 1
         else:
             target = topic if topic.startswith(RETRY_PREFIX) else pop_retry_topic(topic, group)
+            queues, queue_id = self._place(point)
             self.revived += 1
-        self._topics.create_retry(target, 1)
+        config = self._topics.create_retry(target, queues)
         text = encode_properties(properties)
         if len(text.encode()) > props.MAX_LENGTH:
             text = record.properties
@@ -164,13 +166,21 @@ class Revive:
             self._store,
             record,
             target,
-            0,
+            min(queue_id, config.write_queue_nums - 1),
             text,
             properties,
             born_host=self._log.store_host,
             store_host=self._log.store_host,
             reconsume_times=attempts,
         )
+
+    def _place(self, point: CheckPoint) -> tuple[int, int]:
+        """How many queues the retry topic is to have, and which of them gets the message."""
+        config = self._topics.table[point.key.topic]
+        priorities = config.attributes.get("message.type") == "PRIORITY" or point.key.topic.startswith(
+            RETRY_PREFIX
+        )
+        return (config.read_queue_nums, point.key.queue_id) if priorities else (1, 0)
 
     def forget_deleted(self) -> None:
         """Settle what is held of topics that are gone: a new one of that name has other messages. Raises StoreFull."""

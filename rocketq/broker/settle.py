@@ -202,6 +202,7 @@ class Settle:
         while (renewed := key._replace(start_offset=header.offset, pop_time=now)) in points:
             now += 1
         point = CheckPoint(renewed, range(header.offset, header.offset + 1), header.invisible_time)
+        point.given_back = bool(header.give_back)
         self._log.popped(point)
         points.add(point)
         undo.append(lambda: points.remove(point))

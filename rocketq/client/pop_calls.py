@@ -118,8 +118,11 @@ def batch_ack_request(broker_name: str, group: str, acked: Collection[Receipt]) 
     return Request(RequestCode.BATCH_ACK_MESSAGE, {}, batch_ack(broker_name, group, acked))
 
 
-def change_request(group: str, receipt: Receipt, invisible_ms: int) -> Request:
-    """The message comes again in `invisible_ms` from now, unless it is acknowledged before."""
+def change_request(group: str, receipt: Receipt, invisible_ms: int, *, give_back: bool = False) -> Request:
+    """The message comes again in `invisible_ms` from now, unless it is acknowledged before.
+
+    `give_back`: that is no further attempt, as nobody worked on it. Apache's brokers do not know that and count it.
+    """
     header = ChangeInvisibleTimeHeader(
         consumer_group=group,
         topic=receipt.topic,
@@ -127,6 +130,7 @@ def change_request(group: str, receipt: Receipt, invisible_ms: int) -> Request:
         extra_info=str(receipt),
         offset=receipt.offset,
         invisible_time=invisible_ms,
+        give_back=give_back or None,
         bname=receipt.broker_name,
     )
     return Request(RequestCode.CHANGE_MESSAGE_INVISIBLETIME, header)

@@ -165,6 +165,49 @@ def test_attempts_are_counted_and_then_it_is_a_dead_letter(tmp_path: Path) -> No
     with_broker(tmp_path, test)
 
 
+def test_what_is_given_back_was_no_attempt(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await stored(wire, "T", 1)
+        (got,) = await pop(wire, "T")
+        for _ in range(3):
+            given = await wire.call(200053, receipt_ext(got.receipt, invisibleTime=1, giveBack="true"))
+            assert given.code == 0, given.remark
+            (got,) = await until_popped(wire, "T", 1)
+            assert got.message.reconsume_times == 0
+            assert got.message.properties["1ST_POP_TIME"]
+        assert isinstance(await lease(wire, got.receipt, 1), Receipt)
+        (got,) = await until_popped(wire, "T", 1)
+        assert got.message.reconsume_times == 1
+
+    with_broker(tmp_path, test)
+
+
+def test_what_comes_again_keeps_its_priority(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "P", 4, message_type="PRIORITY")
+
+        async def store(*priorities: int) -> None:
+            for priority in priorities:
+                await wire.store("P", b"%d" % priority, queue=0, properties={"_SYS_MSG_PRIORITY_": str(priority)})
+
+        await store(1, 2, 1)
+        first = await pop(wire, "P")
+        assert bodies(first) == [b"2", b"1", b"1"]
+        for got in first:
+            assert isinstance(await lease(wire, got.receipt, 1), Receipt)
+        await wire.until(lambda: broker.revive.revived == 3, what="they are there again")
+        await store(3, 2, 0, 1)
+        again = await pop(wire, "P", maxMsgNums=5)
+        assert bodies(again) == [b"3", b"2", b"2", b"1", b"1"]
+        assert [got.message.reconsume_times for got in again] == [0, 1, 0, 1, 1]
+        for got in again[3:]:
+            assert isinstance(await lease(wire, got.receipt, 1), Receipt)
+        await wire.until(lambda: broker.revive.revived == 5, what="they are there once more")
+        assert bodies(await pop(wire, "P")) == [b"1", b"1", b"1", b"0"]
+
+    with_broker(tmp_path, test)
+
+
 def test_filters_let_the_others_pass(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         for number in range(40):

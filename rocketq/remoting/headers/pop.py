@@ -57,7 +57,10 @@ class PeekMessageHeader(RoutedHeader, kw_only=True):
 
 
 class ChangeInvisibleTimeHeader(RoutedHeader, kw_only=True):
-    """CHANGE_MESSAGE_INVISIBLETIME (200053). `invisible_time` in ms from now."""
+    """CHANGE_MESSAGE_INVISIBLETIME (200053). `invisible_time` in ms from now.
+
+    `give_back`, of our own: the consumer did not work on it, what comes then is no further attempt.
+    """
 
     consumer_group: str = field(name="consumerGroup")
     topic: str
@@ -65,6 +68,7 @@ class ChangeInvisibleTimeHeader(RoutedHeader, kw_only=True):
     extra_info: str = field(name="extraInfo")
     offset: int
     invisible_time: int = field(name="invisibleTime")
+    give_back: bool | None = field(default=None, name="giveBack")
 
 
 class ChangeInvisibleTimeResponse(Header, kw_only=True):
