@@ -58,7 +58,12 @@ class NameServer:
 
     async def _scan_brokers(self) -> None:
         while True:
-            await asyncio.sleep(self._config.scan_not_active_broker_interval / 1000)
-            for owner in self.table.expire(_monotonic_ms()):
+            begun = _monotonic_ms()
+            interval = self._config.scan_not_active_broker_interval
+            await asyncio.sleep(interval / 1000)
+            now = _monotonic_ms()
+            # a NameServer that was busy or stopped did not listen: its brokers are not to pay for it
+            self.table.excuse(now, now - begun - interval)
+            for owner in self.table.expire(now):
                 if isinstance(owner, Connection):
                     owner.close()

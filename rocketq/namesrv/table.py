@@ -203,6 +203,11 @@ class RouteTable:
         """The connection is gone: take out the brokers that registered over it; returns their addresses."""
         return self._take_out([key for key, live in self._live.items() if live.owner is owner])
 
+    def excuse(self, now: int, late: int) -> None:
+        """Nobody could be heard for `late` ms up to now: this time does not count as a broker's silence."""
+        for live in self._live.values():
+            live.seen = min(now, live.seen + max(0, late))
+
     def expire(self, now: int) -> list[object]:
         """Take out the brokers whose heartbeat is overdue; returns the owners, whose connections are of no use."""
         late = [(key, live) for key, live in self._live.items() if live.seen + live.timeout < now]

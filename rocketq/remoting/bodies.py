@@ -332,7 +332,12 @@ class RegisterBrokerBody(Body):
         Raises ValueError when it is not JSON, cut short, or longer than `max_size` bytes unpacked.
         """
         if not compressed:
-            return super().decode(data)
+            try:  # tens of thousands of topics come in one body, and this is forty times as fast
+                read = _decode_registration(data)
+            except msgspec.MsgspecError:  # not plain JSON, with nulls or ordinals, or of an old broker
+                return super().decode(data)
+            read.wrapper.filter_server_list = read.filter_server_list
+            return read.wrapper
         inflate = zlib.decompressobj()
         try:
             raw = inflate.decompress(data, max_size)
@@ -353,6 +358,16 @@ class RegisterBrokerBody(Body):
                     body.topic_queue_mapping_info_map[str(mapping.get("topic"))] = mapping
         return body
 
+    def encode(self) -> bytes:
+        """Compact JSON; faster than other bodies are written, as there may be tens of thousands of topics."""
+        wrapper = {
+            wire: value
+            for wire, name in zip(self.__struct_encode_fields__, self.__struct_fields__, strict=True)
+            if wire != "filterServerList" and (value := getattr(self, name)) is not None
+        }
+        members = {"filterServerList": self.filter_server_list, "topicConfigSerializeWrapper": wrapper}
+        return _encode_sorted(members)
+
     def encode_compressed(self) -> bytes:
         """The zlib form, for a header with `compressed=true`."""
         topics = [config.to_text().encode() for config in self.topic_config_table.values()]
@@ -360,6 +375,17 @@ class RegisterBrokerBody(Body):
         pieces = [_counted(self.data_version.encode()), _INT.pack(len(topics)), *map(_counted, topics)]
         pieces += [_counted(javajson.dumps(self.filter_server_list)), _INT.pack(len(mappings))]
         return zlib.compress(b"".join([*pieces, *map(_counted, mappings)]), 9)
+
+
+class _WrappedRegistration(msgspec.Struct):
+    """A registration as it is on the wire."""
+
+    wrapper: RegisterBrokerBody = field(name="topicConfigSerializeWrapper")
+    filter_server_list: list[str] = field(name="filterServerList", default_factory=list)
+
+
+_decode_registration = msgspec.json.Decoder(_WrappedRegistration, strict=False).decode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 def _counted(data: bytes) -> bytes:

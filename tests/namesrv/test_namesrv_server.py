@@ -180,6 +180,66 @@ def test_a_nameserver_that_comes_back_is_told_everything(tmp_path):
     asyncio.run(main())
 
 
+class Counted:
+    """Passes bytes on to a server, and notes how many a broker sends at a time."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self.sent: list[int] = []
+
+    async def start(self) -> str:
+        self._listener = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter, counted: bool) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(1 << 18):
+                    if counted:
+                        self.sent.append(len(data))
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        await asyncio.gather(copy(reader, to_writer, True), copy(to_reader, writer, False))
+
+    def stop(self) -> None:
+        self._listener.close()
+
+
+def test_fifty_thousand_topics_are_told_once_and_changes_by_themselves(tmp_path):
+    async def main() -> None:
+        async with nameserver(tmp_path, scan_not_active_broker_interval=50) as server, Asker(server) as asker:
+            line = Counted(server.port)
+            table = topics(*(f"Topic{number}" for number in range(50_000)))
+            broker = BrokerSide(await line.start(), table, register_name_server_period=200)
+            await broker.registration.start()
+            assert await asker.route("Topic49999") is not None
+            told = len(line.sent)
+
+            async def more(count: int) -> bool:
+                return len(line.sent) >= told + count
+
+            await until(lambda: more(3), "three heartbeats")
+            assert max(line.sent[told:]) < 500
+
+            new = TopicConfig(topic_name="New")
+            table.table["New"] = new
+            table.data_version = DataVersion(counter=1)
+            broker.registration.changed([new])
+            await until(lambda: asker.route("New"), "the change has arrived")
+            told += 3
+            await until(lambda: more(3), "more heartbeats")
+            assert max(line.sent[told:]) < 1000
+            assert await asker.route("Topic0") is not None
+            await broker.stop()
+            line.stop()
+
+    asyncio.run(main())
+
+
 def test_a_request_that_makes_no_sense_gets_an_answer(tmp_path):
     async def main() -> None:
         async with nameserver(tmp_path) as server, Asker(server) as asker:

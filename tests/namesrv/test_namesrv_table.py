@@ -69,6 +69,19 @@ def test_a_broker_without_heartbeat_leaves_after_its_timeout():
     assert table.cluster_info().cluster_addr_table == {}
 
 
+def test_time_in_which_nobody_was_heard_is_not_silence():
+    table = RouteTable()
+    table.register(0, broker(timeout=3000), owner="one")
+    table.excuse(10_000, 9000)
+    assert table.expire(12_000) == []
+    table.excuse(12_000, -5)  # a clock that is a little early takes nothing away
+    assert table.expire(12_000) == []
+    assert table.expire(12_001) == ["one"]
+    table.register(0, broker(timeout=3000), owner="one")
+    table.excuse(1000, 9000)
+    assert table.expire(4001) == ["one"], "nobody is credited with the future"
+
+
 def test_a_heartbeat_of_an_unknown_broker_means_nothing():
     table = RouteTable()
     table.heartbeat(0, "C", "h:1")
