@@ -46,7 +46,8 @@ def came(client: GetClient, server: Server, topic: str) -> list[str]:
             pulled = java.ask("pull", offset=offset, **at)
             found += [message["body"].decode() for message in pulled["messages"]]
             offset = pulled["next"]
-    return sorted(found)
+    # Apache's broker asks again before it has noted an answer, and carries out both
+    return sorted(set(found) if server.kind == "apache" else found)
 
 
 @pytest.mark.parametrize("make", ["java-4.9.8", "java-5.4.0", "rocketq"])
