@@ -173,6 +173,13 @@ class Channel(Publishing):
         finally:
             self._filling = False
 
+    def go_on(self) -> None:
+        """An answer was dealt with: ask for more, so that it comes meanwhile. A single message is not kept waiting."""
+        if len(self._ready) == 1:
+            self.connection.notify(self)
+        else:
+            self.fill()
+
     def _room(self, sources: int) -> int:
         """How many messages each source may bring now."""
         limit = self.qos.prefetch_count

@@ -11,7 +11,7 @@ import time
 
 from rocketq.client.admin import Admin
 from rocketq.client.sync_producer import Producer
-from rocketq.errors import BrokerError, RocketQError, RouteNotFound
+from rocketq.errors import BrokerError, RemotingError, RocketQError, RouteNotFound
 from rocketq.message import MessageQueue
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import SubscriptionGroupConfig, TopicConfig, TopicRoute
@@ -82,7 +82,8 @@ class Cluster:
         return self._remoting.call(address, code, header, body, timeout=timeout)
 
     def has_topic(self, topic: str, *, fresh: bool = False) -> bool:
-        """Whether a topic exists; believed for a while, unless it is to be `fresh`."""
+        """Whether a topic exists; believed for a while, and as long as no NameServer answers, unless it is to be
+        `fresh`."""
         known = self._topics.get(topic)
         now = time.monotonic()
         if known is not None and now < known[0] and not fresh:
@@ -92,6 +93,9 @@ class Cluster:
         except RouteNotFound:
             self._topics[topic] = now + _BELIEVE_MISSING, False
             return False
+        except RemotingError:
+            if known is None or not known[1] or fresh:
+                raise
         self._topics[topic] = now + _BELIEVE, True
         return True
 

@@ -20,6 +20,7 @@ entry: they are topics.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +28,15 @@ from typing import Any
 import msgspec
 
 from rocketq.client.admin import Admin
+from rocketq.errors import RemotingError
 from rocketq_kombu.names import escape, unescape
+
+log = logging.getLogger("rocketq.kombu")
 
 #: Seconds for which what was read is believed, where reading anew each time would cost too much.
 _BELIEVE = 1.0
+#: … and for how much longer when no NameServer answers.
+_BELIEVE_LONGER = 10.0
 #: Names that are remembered at most.
 _MANY = 10_000
 
@@ -121,7 +127,15 @@ class Registry:
         if known is not None and not fresh and now - known[0] < _BELIEVE:
             return known[1]
         found: list[Binding] = []
-        for key, text in self._admin.kv_table(self._of(exchange)).items():
+        try:
+            table = self._admin.kv_table(self._of(exchange))
+        except RemotingError as error:
+            if known is None or fresh:
+                raise
+            _told(error, f"the bindings of exchange {exchange}")
+            self._bindings[exchange] = (now + _BELIEVE_LONGER, known[1])
+            return known[1]
+        for key, text in table.items():
             queue, _, routing_key = key.partition("|")
             value = json.loads(text)
             if value.get("until", now * 1000) < now * 1000:
@@ -141,7 +155,14 @@ class Registry:
         known = self._places.get(queue)
         if known is not None and not fresh and now - known[0] < _BELIEVE:
             return known[1]
-        text = self._admin.kv_get(self._namespace, f"q|{escape(queue)}")
+        try:
+            text = self._admin.kv_get(self._namespace, f"q|{escape(queue)}")
+        except RemotingError as error:
+            if known is None or fresh:
+                raise
+            _told(error, f"queue {queue}")
+            self._places[queue] = (now + _BELIEVE_LONGER, known[1])
+            return known[1]
         place = msgspec.json.decode(text, type=Place) if text is not None else None
         if place is not None and place.until < now * 1000:
             self.forget_place(queue)
@@ -179,3 +200,7 @@ class Registry:
         """A work queue is gone."""
         if self.limit(queue) is not None:
             self._admin.kv_delete(self._namespace, f"l|{escape(queue)}")
+
+
+def _told(error: RemotingError, what: str) -> None:
+    log.warning("no NameServer tells of %s, going on with what was known: %s", what, error)

@@ -93,7 +93,7 @@ class Source:
             log.info("queue %s: broker %s answers again", self.queue, self.broker)
             self._backoff.succeeded()
         if not self._closed:
-            self.channel.fill()
+            self.channel.go_on()
 
     def failed(self, reason: str) -> None:
         """Nothing came; the next attempt is made a little later, and to where the broker is then."""

@@ -15,14 +15,13 @@ from kombu.asynchronous.hub import Hub
 from kombu_kit import Network, consuming, publish, turn_until
 from servers import ServerProcess, start_server
 
-from rocketq.client.pop_calls import change_request
+from rocketq.client.pop_calls import change_request, read_change
+from rocketq.errors import RemotingError
 from rocketq.remoting.codes import ResponseCode
 from rocketq_kombu import leases, sources
 
 #: Seconds; long enough for what was settled while a broker was away to count when it is back.
 LEASE = 60.0
-#: What the broker had given to a connection that was cut comes after a lease.
-SHORT = 8.0
 
 
 @pytest.fixture(params=["hub", "synloop"])
@@ -41,8 +40,13 @@ def queue_named(name: str) -> kombu.Queue:
 def is_settled(connection: kombu.Connection, message: Any) -> bool:
     """Whether the broker knows that a message, whose lease is not over, is done with."""
     lease = message.lease
+    connection.transport.engine.settle(grace=10)  # an acknowledgement that is under way has the receipt of now
     request = change_request(lease.group, lease.receipt, int(LEASE * 1000))
-    return connection.transport.cluster.ask(lease.address, *request).code == ResponseCode.NO_MESSAGE
+    answer = connection.transport.cluster.ask(lease.address, *request)
+    if answer.code == ResponseCode.NO_MESSAGE:
+        return True
+    lease.receipt = read_change(answer, lease.receipt, lease.address)  # the next attempt acknowledges with this
+    return False
 
 
 def test_a_broker_that_was_killed_is_used_again_when_it_is_back(hub: Hub | None, tmp_path: Path) -> None:
@@ -77,7 +81,7 @@ def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
     monkeypatch.setattr(sources, "_SLACK", 0.5)
     monkeypatch.setattr(leases, "_TIMEOUT", 0.5)
     network = Network(server.broker)
-    connection = kombu.Connection(url, transport_options={"lease": SHORT})
+    connection = kombu.Connection(url, transport_options={"lease": LEASE})
     connection.transport.cluster.address_of = lambda broker, topic=None: (
         network.address
     )  # the broker's, as consumers see it
@@ -89,18 +93,15 @@ def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
                 connection.register_with_event_loop(hub)
             assert turn_until(connection, lambda: len(got) == 2, hub=hub)
             network.cut()
-            began = time.monotonic()
             got[0][1].ack()
-            with kombu.Connection(connection.hostname) as other:
-                publish(other, queue, 3)
             assert not turn_until(connection, lambda: len(got) > 2, timeout=1.5, hub=hub)
+            with kombu.Connection(url) as other:
+                publish(other, queue, 3)
             network.heal()
-            bodies = lambda: [body for body, _ in got]  # noqa: E731
-            assert turn_until(connection, lambda: 3 in bodies(), timeout=30, hub=hub)
-            got[1][1].ack()
-            over = began + SHORT + 1
-            assert turn_until(connection, lambda: time.monotonic() > over, timeout=SHORT + 2, hub=hub)
-            assert bodies().count(1) == 1, "what was settled meanwhile does not come again"
+            # a broker that still held the request of before gave it to that: then it comes after a lease
+            assert turn_until(connection, lambda: len(got) > 2, timeout=LEASE + 30, hub=hub)
+            assert [body for body, _ in got] == [1, 2, 3]
+            assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=15, hub=hub)
     finally:
         connection.close()
         network.close()
@@ -124,6 +125,30 @@ def test_the_event_loop_is_not_held_up_by_a_broker_that_does_not_answer(url: str
             assert max(after - before for before, after in itertools.pairwise(ticks)) < 1.0
     hub.close()
     network.close()
+
+
+def test_publishing_goes_on_without_nameservers(url: str, server: ServerProcess) -> None:
+    """To what was published to before: nothing else is known then."""
+    network = Network(server.namesrv)
+    exchange = kombu.Exchange("headless")
+    queue = kombu.Queue("headless", exchange, routing_key="headless")
+    with kombu.Connection(url.replace(server.namesrv, network.address)) as connection:
+        with connection.Producer() as producer:
+            producer.publish(0, exchange=exchange, routing_key="headless", declare=[queue])
+            network.close()
+            transport = connection.transport
+            for number in (1, 2):
+                late = time.time() + 60 * number
+                transport.registry._clock = lambda: late  # noqa: B023  what was read is too old to be believed
+                transport.cluster._topics = {
+                    name: (0.0, there) for name, (_, there) in transport.cluster._topics.items()
+                }
+                producer.publish(number, exchange=exchange, routing_key="headless")
+        with pytest.raises(RemotingError):
+            publish(connection, queue_named("never-seen"), 1)
+    with kombu.Connection(url) as connection, consuming(connection, queue) as got:
+        assert turn_until(connection, lambda: len(got) == 3)
+        assert [body for body, _ in got] == [0, 1, 2]
 
 
 def test_a_cluster_of_several_nameservers_works_as_long_as_one_does(server: ServerProcess) -> None:
