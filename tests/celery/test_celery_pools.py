@@ -54,7 +54,8 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_the_rest_back(site: Callable[.
         assert len(here.lines("work", "begin")) == len(here.lines("work", "end"))
     with Worker(here, pool, name="next").wait_ready():
         wait_until(lambda: len(here.done()) == 20, 20, "all are done, far within the lease of 30 s")
-    assert set(here.done().values()) == {1}
+    # Celery does not read the result of a child that is gone before it looks: that task counts as not done
+    assert sum(here.done().values()) - 20 <= (pool == "prefork")
 
 
 def test_what_amqp_does_not_send_is_not_sent(site: Callable[..., Site]) -> None:
