@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from rocketq.errors import StoreError
-from rocketq.store.files import Files
+from rocketq.store.files import Files, make_durable_dirs
 from rocketq.store.values import Appended
 
 log = logging.getLogger("rocketq.store")
@@ -111,6 +111,13 @@ class ConsumeQueues:
             for name in self._files.listdir(os.path.join(self.directory, topic)):
                 if name.isdigit():
                     self._unloaded.add((topic, int(name)))
+
+    def distrust(self) -> None:
+        """An earlier run was killed: names that it made may not be on disk, so all are forced with the next changes."""
+        self._changed_dirs.add(self.directory)
+        for topic, queue_id in self._unloaded:
+            directory = os.path.join(self.directory, topic)
+            self._changed_dirs.update((directory, os.path.join(directory, str(queue_id))))
 
     def reset(self) -> None:
         """Forget everything that is in memory and find the queues anew."""
@@ -399,6 +406,7 @@ class ConsumeQueues:
     def _create(self, queue: Queue, path: str) -> int:
         directory = self._directory(queue)
         if not self._files.exists(directory):
+            make_durable_dirs(self._files, self.directory)
             self._files.make_dirs(directory)
             self._changed_dirs.update((self.directory, os.path.dirname(directory)))
         self._changed_dirs.add(directory)

@@ -373,6 +373,7 @@ class Index:
         if self.files:
             self.files[-1].cut(offset)
             self._changed.add(self.files[-1].path)
+            self._new_file = True  # its name may not be on disk
 
     def clean(self, log_min: int) -> None:
         """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""

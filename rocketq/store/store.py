@@ -55,7 +55,7 @@ _QUEUES_PER_TURN = 200
 _QUEUES_PER_BATCH = 2
 
 
-#: From so many files on, forcing the whole system's data to disk takes less time than forcing each.
+#: From so many files and directories on, forcing the whole system's data to disk takes less time than forcing each.
 _SYNC_ALL = 256
 #: Bytes that have to be free before a full store is written to again, where no new CommitLog file is needed.
 _ENOUGH = 16 << 20
@@ -144,6 +144,9 @@ class MessageStore(Reader):
         self._marks.set_abort()
         self.log.open()
         queues.scan()
+        if not clean:
+            queues.distrust()
+            self.files.fsync_dir(self.log.directory)
         self.index.enabled = config.message_index_enable
         self.index.open()
         report, last = recover(
@@ -579,7 +582,7 @@ class MessageStore(Reader):
         if self._flusher.failure or self._broken:
             return
         try:
-            if len(paths) > _SYNC_ALL:
+            if len(paths) + len(directories) > _SYNC_ALL:
                 files.sync_all()
                 paths, directories = [], []
             for path in paths:
