@@ -2,7 +2,7 @@
 
 A table from (topic, queue) to waiters answers the only question that the send path asks: does anybody wait for this
 message? Arrivals are collected and the waiters woken together, once per turn of the loop. Deadlines are kept in
-buckets of 100 ms, so that neither holding nor waking a pull touches more than a dict and a set.
+buckets of 100 ms, so that neither holding nor waking a pull touches more than a few dicts.
 """
 
 from __future__ import annotations
@@ -67,20 +67,21 @@ class Hold:
     def __init__(self) -> None:
         self.retry: Callable[[Waiter, bool], bool] = lambda waiter, final: True
         self.count = 0
-        self._queues: dict[tuple[str, int], set[Waiter]] = {}
-        self._connections: dict[Connection, set[Waiter]] = {}
-        self._buckets: dict[int, set[Waiter]] = {}
+        # dicts in place of sets: who came first is served first
+        self._queues: dict[tuple[str, int], dict[Waiter, None]] = {}
+        self._connections: dict[Connection, dict[Waiter, None]] = {}
+        self._buckets: dict[int, dict[Waiter, None]] = {}
         self._done_bucket = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._woken: set[Waiter] = set()
+        self._woken: dict[Waiter, None] = {}
 
     def add(self, waiter: Waiter, seconds: float) -> None:
         """Hold a pull for at most `seconds`."""
         now = time.monotonic()
         waiter.bucket = int((now + max(0.0, seconds)) / TICK) + 1
-        self._queues.setdefault(waiter.key, set()).add(waiter)
-        self._connections.setdefault(waiter.connection, set()).add(waiter)
-        self._buckets.setdefault(waiter.bucket, set()).add(waiter)
+        self._queues.setdefault(waiter.key, {})[waiter] = None
+        self._connections.setdefault(waiter.connection, {})[waiter] = None
+        self._buckets.setdefault(waiter.bucket, {})[waiter] = None
         self.count += 1
         if self._timer is None:
             self._done_bucket = int(now / TICK)
@@ -100,7 +101,7 @@ class Hold:
             for waiter in waiters:
                 # codes compare as 32 bits: entries of the delay topic hold times there; `match` is asked by retry()
                 if waiter.codes is None or message.tags_code in waiter.codes:
-                    woken.add(waiter)
+                    woken[waiter] = None
         if quiet and woken:
             asyncio.get_running_loop().call_soon(self._wake)
 
@@ -128,7 +129,7 @@ class Hold:
         self.count = 0
 
     def _wake(self) -> None:
-        woken, self._woken = self._woken, set()
+        woken, self._woken = self._woken, {}
         for waiter in woken:
             if self._run(waiter, False):
                 self._remove(waiter)
@@ -158,17 +159,17 @@ class Hold:
         queue = self._queues.get(waiter.key)
         if queue is None or waiter not in queue:
             return
-        queue.discard(waiter)
+        del queue[waiter]
         if not queue:
             del self._queues[waiter.key]
         owned = self._connections[waiter.connection]
-        owned.discard(waiter)
+        del owned[waiter]
         if not owned:
             del self._connections[waiter.connection]
         bucket = self._buckets.get(waiter.bucket)
         if bucket is not None:
-            bucket.discard(waiter)
+            bucket.pop(waiter, None)
             if not bucket:
                 del self._buckets[waiter.bucket]
-        self._woken.discard(waiter)
+        self._woken.pop(waiter, None)
         self.count -= 1

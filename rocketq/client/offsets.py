@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,10 @@ from rocketq.errors import RocketQError
 from rocketq.message import MessageQueue
 
 log = logging.getLogger("rocketq.client")
+
+#: Seconds after which an offset is sent once more although it is the same: a broker that was killed has forgotten the
+#: last ones that it was told.
+AGAIN = 10.0
 
 
 class OffsetStore(Protocol):
@@ -45,7 +50,8 @@ class BrokerOffsets:
         self._calls = calls
         self._zero_if_young = zero_if_young
         self._table: dict[MessageQueue, int] = {}
-        self._sent: dict[MessageQueue, int] = {}
+        #: what was sent last, and when
+        self._sent: dict[MessageQueue, tuple[int, float]] = {}
         self._troubles = Troubles()
 
     async def read(self, queue: MessageQueue) -> int | None:
@@ -58,8 +64,13 @@ class BrokerOffsets:
         return self._table.get(queue)
 
     async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> None:
-        due = [queue for queue in queues if self._table.get(queue) != self._sent.get(queue) or wait]
+        old = time.monotonic() - AGAIN
+        due = [queue for queue in queues if wait or self._is_due(queue, old)]
         await asyncio.gather(*[self._persist(queue, wait) for queue in due if queue in self._table])
+
+    def _is_due(self, queue: MessageQueue, old: float) -> bool:
+        offset, sent_at = self._sent.get(queue, (None, old))
+        return self._table.get(queue) != offset or sent_at <= old
 
     async def _persist(self, queue: MessageQueue, wait: bool) -> None:
         offset = self._table[queue]
@@ -72,7 +83,7 @@ class BrokerOffsets:
             )
         else:
             self._troubles.over(queue.broker_name)
-            self._sent[queue] = offset
+            self._sent[queue] = offset, time.monotonic()
 
     def forget(self, queue: MessageQueue) -> None:
         self._table.pop(queue, None)

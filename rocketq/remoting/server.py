@@ -59,7 +59,8 @@ class Server:
         self._idle_timeout = idle_timeout
         self._max_frame = max_frame
         self._listener: asyncio.Server | None = None
-        self.connections: set[Connection] = set()
+        #: in the order in which they came
+        self.connections: dict[Connection, None] = {}
         self.counters = Counters()
 
     async def start(self) -> None:
@@ -117,10 +118,10 @@ class _ServerConnection(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._server.connections.add(self)
+        self._server.connections[self] = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.connections.discard(self)
+        self._server.connections.pop(self, None)
         super().connection_lost(exc)
 
 

@@ -12,7 +12,7 @@ from client_helpers import Collector, fresh, until
 
 from rocketq import javajson
 from rocketq.client import AsyncProducer, ConsumeResult, PullConsumer, PushConsumer, RetryLater
-from rocketq.client.offsets import LocalOffsets
+from rocketq.client.offsets import BrokerOffsets, LocalOffsets
 from rocketq.client.results import HandlerResult
 from rocketq.errors import ConfigError, ConnectFailed, InvalidMessage
 from rocketq.message import Message, MessageQueue, ReceivedMessage
@@ -333,6 +333,29 @@ def test_damaged_offset_files_fall_back_to_the_one_before(tmp_path: Path) -> Non
         store.path.write_text("{ torn")
         assert await LocalOffsets("c", "g", tmp_path).read(queue) == 5
         assert await LocalOffsets("c", "other", tmp_path).read(queue) is None
+
+    asyncio.run(main())
+
+
+def test_an_offset_that_stays_the_same_is_sent_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that was killed has forgotten what it was told last, and an ordered consumer may have no news for it."""
+    queue, sent = MessageQueue("T", "b", 0), []
+
+    class Calls:
+        group = "G"
+
+        async def commit(self, queue: MessageQueue, offset: int, *, oneway: bool) -> None:
+            sent.append(offset)
+
+    async def main() -> None:
+        store = BrokerOffsets(Calls(), zero_if_young=False)  # type: ignore[arg-type]
+        store.update(queue, 5)
+        for _ in range(3):
+            await store.persist([queue])
+        assert sent == [5]
+        monkeypatch.setattr("rocketq.client.offsets.AGAIN", 0.0)
+        await store.persist([queue])
+        assert sent == [5, 5]
 
     asyncio.run(main())
 
