@@ -1,6 +1,6 @@
 """Celery on rocketq, Redis and RabbitMQ: the same tasks, interleaved, each broker started by the benchmark.
 
-python -m benchmarks celery                                    everything, about 25 minutes
+python -m benchmarks celery                                    everything, about 11 minutes
 python -m benchmarks celery --quick --only drain --rounds 3    a part of it
 """
 
@@ -22,10 +22,12 @@ from run import Run, say
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer tasks, two rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer tasks")
     parser.add_argument("--only", default="", help="comma-separated names of scenarios (prefixes are enough)")
     parser.add_argument("--rivals", default="redis,rabbitmq", help="comma-separated; empty for none")
-    parser.add_argument("--rounds", type=int, help="default 5, with --quick 2")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="default 2; etas and recovery, which take minutes, are measured once"
+    )
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="where the stores are put")
     options = parser.parse_args()
     scale = CeleryScale(2000, 300, 1000, 6.0, 3.0) if options.quick else CeleryScale()
@@ -34,7 +36,7 @@ def main() -> None:
     if not chosen:
         parser.error("--only matches none of " + ", ".join(scenario.name for scenario in scenarios(scale)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers are ended, too
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds
     rivals = [name for name in options.rivals.split(",") if name]
     run = Run(rivals, rounds, Scale(warm_up=0), options.data, busy=1.0, drop_caches=False)
     began = datetime.now()
