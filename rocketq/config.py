@@ -240,7 +240,12 @@ class BrokerConfig(Config):
     broker_name: str = _option(
         socket.gethostname, "Name of the broker: one name per broker of a cluster.", shown="the host's name"
     )
-    broker_id: int = _option(0, "0: master.", low=0)
+    broker_id: int = _option(0, "0: master; a slave has a number above 0 of its own.", low=0)
+    broker_role: Literal["ASYNC_MASTER", "SYNC_MASTER", "SLAVE"] = _option(
+        "ASYNC_MASTER",
+        "SLAVE: copy everything from the master of the same brokerName; see replication.md. SYNC_MASTER: answer sends "
+        "when `inSyncReplicas` brokers have the message.",
+    )
     broker_ip1: str | None = _option(
         None,
         "Address that clients are told to connect to.",
@@ -287,6 +292,61 @@ class BrokerConfig(Config):
         None,
         "File of accounts, in the form of Apache's `plain_acl.yml`; read again when it changes.",
         shown="`config/plain_acl.yml` in `storePathRootDir`",
+    )
+    # replication
+    ha_listen_port: int | None = _option(
+        None,
+        "Port on which a master gives its CommitLog to slaves; 0 takes a free one.",
+        low=0,
+        high=65535,
+        shown="`listenPort` + 1",
+    )
+    ha_master_address: str | None = _option(
+        None,
+        "On a slave: where the master gives its CommitLog, `host:port`.",
+        shown="what the NameServer says",
+    )
+    in_sync_replicas: int = _option(
+        1,
+        "With SYNC_MASTER: how many brokers have to have a message before its send is answered, the master counts; "
+        "so it is 2 for one slave. With 1 nothing waits, as in Apache's 5.x.",
+        low=1,
+    )
+    slave_timeout: int = _option(
+        3000,
+        "With SYNC_MASTER: how long a producer waits for slaves at most; then it is told FLUSH_SLAVE_TIMEOUT.",
+        unit="ms",
+        low=1,
+    )
+    ha_max_gap_not_in_sync: int = _option(
+        268_435_456, "A slave that is further behind than this does not count as in sync.", unit="bytes", low=1
+    )
+    ha_transfer_batch_size: int = _option(
+        32_768,
+        "At most this much of the CommitLog is sent to a slave in one piece.",
+        unit="bytes",
+        low=1024,
+        high=4_000_000,
+    )
+    ha_send_heartbeat_interval: int = _option(
+        5000, "Master and slave send each other something at least so often.", unit="ms", low=10
+    )
+    ha_housekeeping_interval: int = _option(
+        20_000,
+        "Without hearing from the other for so long, master and slave close the connection.",
+        unit="ms",
+        low=10,
+    )
+    slave_read_enable: bool = _option(
+        False,
+        "On a slave: let consumers read from it. On a master: send consumers that are far behind to the slave.",
+    )
+    access_message_in_memory_max_ratio: int = _option(
+        40,
+        "A consumer that is further behind than this share of the machine's memory is sent to the slave.",
+        unit="%",
+        low=0,
+        high=100,
     )
     # topics, groups, clients
     auto_create_topic_enable: bool = _option(True, "Create a topic when something is first sent to it.")
@@ -459,6 +519,21 @@ class BrokerConfig(Config):
     @property
     def namesrv_addresses(self) -> list[str]:
         return parse_addresses(self.namesrv_addr)
+
+    @property
+    def is_slave(self) -> bool:
+        return self.broker_role == "SLAVE"
+
+    def check_role(self) -> None:
+        """Raises ConfigError when brokerRole and brokerId, or the way to the master, do not fit."""
+        if self.is_slave and not self.broker_id:
+            raise ConfigError("brokerRole=SLAVE needs a brokerId above 0: 0 is the master's")
+        if self.broker_id and not self.is_slave:
+            raise ConfigError(f"brokerId={self.broker_id} is a slave's and needs brokerRole=SLAVE; a master has 0")
+        if self.ha_master_address and len(parse_addresses(self.ha_master_address)) != 1:
+            raise ConfigError(f"haMasterAddress={self.ha_master_address} is not one address")
+        if self.is_slave and not self.ha_master_address and not self.namesrv_addr:
+            raise ConfigError("a slave finds its master through namesrvAddr or haMasterAddress: set one of them")
 
     @property
     def host(self) -> str:

@@ -26,10 +26,10 @@ class Opener:
         self.stores = []
         self.recovery = None
 
-    def __call__(self, *, files=None, clock_ms=None, **settings):
+    def __call__(self, *, files=None, clock_ms=None, follows=False, **settings):
         config = StoreConfig(store_path_root_dir=str(self.directory), **{**SMALL, **settings})
         extra = {"clock_ms": clock_ms} if clock_ms else {}
-        store = MessageStore(config, files=files, **extra)
+        store = MessageStore(config, files=files, follows=follows, **extra)
         self.recovery = store.open()
         self.stores.append(store)
         return store

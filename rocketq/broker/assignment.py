@@ -69,7 +69,10 @@ class Assignment:
 
     def load(self) -> None:
         """Raises StoreError when the file is unreadable."""
-        for topic, groups in (load_json(self.path, self._files) or {}).get("messageRequestModeMap", {}).items():
+        self._take(load_json(self.path, self._files) or {})
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        for topic, groups in saved.get("messageRequestModeMap", {}).items():
             for group, value in groups.items():
                 self._modes[topic, group] = MessageRequestMode.from_json(value)
 
@@ -82,6 +85,14 @@ class Assignment:
         return lambda: value
 
     def unsaved(self) -> None:
+        self._dirty = True
+
+    def copy(self, theirs: dict[str, Any]) -> None:
+        """Become a master's table."""
+        if theirs == self._as_json():
+            return
+        self._modes.clear()
+        self._take(theirs)
         self._dirty = True
 
     def _as_json(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The end of a read: everything that was appended is written with one call, and everybody gets an answer.
 
 Answers are built from byte templates. With SYNC_FLUSH they wait, batch by batch, until the flusher has forced the log
-to the disk; one `fdatasync` then answers all batches that it covers.
+to the disk; one `fdatasync` then answers all batches that it covers. With SYNC_MASTER they wait in the same way until
+enough slaves have the log up to there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rocketq import properties as props
 from rocketq.broker.statistics import Statistics
@@ -24,6 +25,9 @@ from rocketq.remoting.codes import FLAG_RESPONSE, JSON, VERSION, Language, Respo
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Buffer, Connection
 from rocketq.store.store import Appended, MessageStore
+
+if TYPE_CHECKING:
+    from rocketq.broker.hamaster import HaMaster
 
 log = logging.getLogger("rocketq.broker")
 
@@ -46,12 +50,13 @@ _PYTHON = int(Language.PYTHON)
 
 
 class _Waiting(NamedTuple):
-    """Answers that wait until the log is durable up to `end`."""
+    """Answers that wait until the log is durable up to `end`, and replicated unless there were no slaves for that."""
 
     end: int
     deadline: float
     connection: Connection
     pending: list[Pending]
+    alone: bool
 
 
 def _json_text(text: str) -> str:
@@ -80,6 +85,11 @@ class Batch:
         self._store = store
         self._statistics = statistics
         self._sync = config.flush_disk_type == "SYNC_FLUSH"
+        #: brokers that have to have a message before it is answered; 1: this one
+        self._copies = config.in_sync_replicas if config.broker_role == "SYNC_MASTER" else 1
+        self._waits = self._sync or self._copies > 1
+        #: who knows what slaves have
+        self.replicas: HaMaster | None = None
         self._owner: Connection | None = None
         self._appended = 0
         self._pending: list[Pending] = []
@@ -129,7 +139,7 @@ class Batch:
     ) -> None:
         """Note that `request` sent a message (or `several`) and is answered when they are written.
 
-        Without `wait` the answer does not wait for the disk even with SYNC_FLUSH.
+        Without `wait` the answer waits neither for the disk nor for slaves.
         """
         entry = (
             request.opaque,
@@ -170,7 +180,7 @@ class Batch:
         self._appended += count
         if request.flag & 2:
             return
-        if wait or not self._sync:
+        if wait or not self._waits:
             self._pending.append(entry)
         else:
             self._unwaited.append(entry)
@@ -204,31 +214,55 @@ class Batch:
         written = store.written_offset
         statistics.put_count += count
         statistics.put_bytes += written - before
-        if not self._sync:
+        if not self._sync and written - store.durable_offset > MAX_UNFLUSHED:
+            self.busy = True
+        if not self._waits:
             if pending:
                 self._answer(connection, pending)
-            if written - store.durable_offset > MAX_UNFLUSHED:
-                self.busy = True
             return
         if unwaited:
             self._unwaited = []
             self._answer(connection, unwaited)
         if pending:
-            deadline = time.monotonic() + self._config.sync_flush_timeout / 1000
-            self._waiting.append(_Waiting(written, deadline, connection, pending))
-            self._waiting_answers += len(pending)
-            if self._waiting_answers > MAX_WAITING:
-                self.busy = True
+            self._wait(written, connection, pending)
+
+    def _wait(self, end: int, connection: Connection, pending: list[Pending]) -> None:
+        """Let answers wait for the disk, for slaves, or both."""
+        replicas, copies, config = self.replicas, self._copies, self._config
+        replicated = copies > 1 and replicas is not None
+        alone = replicated and replicas is not None and replicas.replicas < copies
+        if alone and not self._sync:
+            self._answer(connection, pending, ResponseCode.SLAVE_NOT_AVAILABLE)
+            return
+        timeout = max(
+            config.sync_flush_timeout if self._sync else 0, config.slave_timeout if replicated and not alone else 0
+        )
+        self._waiting.append(_Waiting(end, time.monotonic() + timeout / 1000, connection, pending, alone))
+        self._waiting_answers += len(pending)
+        if self._waiting_answers > MAX_WAITING:
+            self.busy = True
 
     def _durable(self) -> None:
         """The disk has got further: let everything become visible that is on it, and answer who waited."""
-        durable = self._store.advance()
-        waiting = self._waiting
-        while waiting and waiting[0].end <= durable:
+        self._release(self._store.advance())
+
+    def replicated(self) -> None:
+        """Slaves have got further, or one came or went."""
+        if self._waiting:
+            self._release(self._store.advance() if self._sync else self._store.written_offset)
+
+    def _replicated_end(self) -> int:
+        """End of what enough brokers have."""
+        return self._store.written_offset if self.replicas is None else self.replicas.replicated(self._copies)
+
+    def _release(self, durable: int) -> None:
+        """Answer what is on disk up to `durable` and has enough copies."""
+        waiting, replicated = self._waiting, self._replicated_end()
+        while waiting and waiting[0].end <= durable and (waiting[0].alone or waiting[0].end <= replicated):
             done = waiting.popleft()
             self._waiting_answers -= len(done.pending)
             if not done.connection.closed:
-                self._answer(done.connection, done.pending)
+                self._answer(done.connection, done.pending, ResponseCode.SLAVE_NOT_AVAILABLE if done.alone else 0)
         if self.busy:
             self.relax()
 
@@ -238,8 +272,11 @@ class Batch:
         while waiting and waiting[0].deadline <= now:
             late = waiting.popleft()
             self._waiting_answers -= len(late.pending)
+            code = ResponseCode.FLUSH_DISK_TIMEOUT
+            if not late.alone and late.end > self._replicated_end():
+                code = ResponseCode.FLUSH_SLAVE_TIMEOUT
             if not late.connection.closed:
-                self._answer(late.connection, late.pending, ResponseCode.FLUSH_DISK_TIMEOUT)
+                self._answer(late.connection, late.pending, code)
         unflushed = self._store.written_offset - self._store.durable_offset
         self.busy = self._waiting_answers > MAX_WAITING or unflushed > MAX_UNFLUSHED
 

@@ -12,7 +12,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from rocketq import javajson
 from rocketq import properties as names
 from rocketq.broker.copies import append_copy
 from rocketq.broker.saving import Build
@@ -22,6 +24,9 @@ from rocketq.names import SCHEDULE_TOPIC
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, decode_record
 from rocketq.remoting.bodies import DataVersion
+from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
@@ -50,6 +55,9 @@ class Delay:
         #: positions that are saved as soon as the log is on disk up to the offset before them
         self._delivered: tuple[int, list[int]] | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def handlers(self) -> dict[int, Handler]:
+        return {RequestCode.GET_ALL_DELAY_OFFSET: self._all}
 
     @property
     def max_level(self) -> int:
@@ -90,25 +98,39 @@ class Delay:
         if self._delivered is not None and self._delivered[0] <= store.durable_offset:
             offsets, self._delivered = self._delivered[1], None
             self._saved = offsets
-            table = {level: offset for level, offset in enumerate(offsets, 1) if offset}
-            version = DataVersion(timestamp=self._clock_ms())
-            return lambda: {"dataVersion": version.to_json(), "offsetTable": table}
+            return lambda: self._as_json(offsets)
         if self._delivered is None and self._offsets != self._saved:
             self._delivered = (store.written_offset, self._offsets.copy())
         return None
 
+    def _as_json(self, offsets: list[int]) -> dict[str, Any]:
+        table = {level: offset for level, offset in enumerate(offsets, 1) if offset}
+        return {"dataVersion": DataVersion(timestamp=self._clock_ms()).to_json(), "offsetTable": table}
+
+    def _all(self, connection: Connection, request: Command) -> Reply:
+        """GET_ALL_DELAY_OFFSET: what a slave needs to go on from here."""
+        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self._as_json(self._offsets)))
+
     def unsaved(self) -> None:
         self._saved = []
 
+    def copy(self, theirs: dict[str, Any]) -> None:
+        """Take over the positions of a master, which delivers."""
+        self._take(theirs)
+
     def _load(self) -> None:
-        table = (load_json(self.path, self._files) or {}).get("offsetTable", {})
+        self._take(load_json(self.path, self._files) or {})
+        self._saved = self._offsets.copy()
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        table = saved.get("offsetTable", {})
         offsets = []
         for index in range(len(self._levels)):
-            saved = int(table.get(index + 1, table.get(str(index + 1), 0)))
+            known = int(table.get(index + 1, table.get(str(index + 1), 0)))
             low = self._store.min_offset(SCHEDULE_TOPIC, index)
             high = self._store.max_offset(SCHEDULE_TOPIC, index)
-            offsets.append(min(max(saved, low), high))
-        self._offsets, self._saved = offsets, offsets.copy()
+            offsets.append(min(max(known, low), high))
+        self._offsets = offsets
 
     async def _run(self) -> None:
         look_again = min(self._levels) / 2000

@@ -73,6 +73,19 @@ class Groups:
             self.table[group.group_name] = group
         self._changed()
 
+    def copy(
+        self, groups: list[SubscriptionGroupConfig], forbidden: dict[str, dict[str, int]], version: DataVersion
+    ) -> None:
+        """Become a master's table, unless this is it already."""
+        if version == self.data_version:
+            return
+        self.table = {group.group_name: group for group in groups}
+        self.forbidden = {
+            group: {topic: int(bits) for topic, bits in table.items()} for group, table in forbidden.items()
+        }
+        self.data_version = version
+        self._dirty = True
+
     def delete(self, group: str) -> bool:
         """Forget the group; False when it was unknown. Its offsets are another table."""
         self.forbidden.pop(group, None)

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rocketq import javajson
 from rocketq.broker.groups import Groups
@@ -34,6 +35,11 @@ log = logging.getLogger("rocketq.broker")
 IN_MEMORY_RATIO = 0.4
 
 
+def total_memory() -> int:
+    """This machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 class Offsets:
     """Offsets by group, topic and queue."""
 
@@ -53,7 +59,7 @@ class Offsets:
         self._store = store
         self._clock_ms = clock_ms
         self._dirty = False
-        self._memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * IN_MEMORY_RATIO)
+        self._memory = int(total_memory() * IN_MEMORY_RATIO)
         #: (topic, group) -> queue id -> offset
         self.table: dict[tuple[str, str], dict[int, int]] = {}
         #: moves that the consumers were not told of yet: (topic, group) -> queue id -> offset
@@ -76,13 +82,21 @@ class Offsets:
         saved = load_json(self.path, self._files)
         if not saved:
             return
+        self._take(saved)
+        self.revive_end = int(saved.get("reviveEnd", 0))
+
+    def _take(self, saved: dict[str, Any]) -> None:
         for key, queues in saved.get("offsetTable", {}).items():
             parts = key.split("@")
             if len(parts) == 2:
                 self.table[parts[0], parts[1]] = {int(queue): int(offset) for queue, offset in queues.items()}
         if "dataVersion" in saved:
             self.data_version = DataVersion.from_json(saved["dataVersion"])
-        self.revive_end = int(saved.get("reviveEnd", 0))
+
+    def copy(self, theirs: dict[str, Any]) -> None:
+        """Take over the offsets of a master; groups and topics that it does not name stay."""
+        self._take(theirs)
+        self._dirty = True
 
     def forget_lost(self) -> None:
         """After an unclean stop: take back offsets that lie behind the end of their queue.

@@ -15,8 +15,9 @@ from rocketq.broker.clients import Clients
 from rocketq.broker.filtering import Filter, filter_for
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold, Waiter
-from rocketq.broker.offsets import Offsets
+from rocketq.broker.offsets import Offsets, total_memory
 from rocketq.broker.refusal import Refused
+from rocketq.broker.replication import Replication
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
@@ -77,8 +78,7 @@ _FRAME = struct.Struct(">iI")
 _INT = struct.Struct(">i")
 _BINARY_HEAD = struct.Struct(">hBhiii")
 _FIXED_EXT = b"".join(
-    len(key).to_bytes(2, "big") + key + _INT.pack(1) + b"0"
-    for key in (b"suggestWhichBrokerId", b"topicSysFlag", b"groupSysFlag")
+    len(key).to_bytes(2, "big") + key + _INT.pack(1) + b"0" for key in (b"topicSysFlag", b"groupSysFlag")
 )
 
 
@@ -95,6 +95,7 @@ class Pull:
         offsets: Offsets,
         hold: Hold,
         statistics: Statistics,
+        replication: Replication,
     ) -> None:
         self._config = config
         self._store = store
@@ -104,6 +105,7 @@ class Pull:
         self._offsets = offsets
         self._hold = hold
         self._statistics = statistics
+        self._replication = replication
         #: (group, topic) -> subscription that its last pull carried
         self._carried: dict[tuple[str, str], tuple[str, str, int]] = {}
         #: (group, topic, queue id) -> where the group's last pull of the queue ended
@@ -137,7 +139,7 @@ class Pull:
             match=wanted.match,
         )
         flags = header.sys_flag
-        if flags & _COMMIT_OFFSET:
+        if flags & _COMMIT_OFFSET and not config.is_slave:
             self._offsets.commit(header.consumer_group, topic, queue_id, header.commit_offset)
         self.positions[header.consumer_group, topic, queue_id] = result.next_offset
         code = self._code(result, offset)
@@ -160,12 +162,28 @@ class Pull:
                 timeout = config.short_polling_time_mills
             self._hold.add(waiter, timeout / 1000)
             return None
-        return self._answer(request.opaque, request.serialize_type, code, result)
+        suggested = self._suggested(header, result) if config.slave_read_enable else 0
+        return self._answer(request.opaque, request.serialize_type, code, result, suggested)
+
+    def _suggested(self, header: PullHeader, result: ReadResult) -> int:
+        """The id of the broker to pull from next: a slave, when what is read is in nobody's memory any more."""
+        group = self._groups.get(header.consumer_group)
+        if group is None or not result.count:
+            return 0
+        last = self._store.consume_entry(header.topic, header.queue_id, result.next_offset - 1)
+        behind = 0 if last is None else self._store.readable - last[0] - last[1]
+        memory = total_memory() * self._config.access_message_in_memory_max_ratio // 100
+        return group.which_broker_when_consume_slowly if behind > memory else group.broker_id
 
     def _check(self, connection: Connection, header: PullHeader) -> Filter:
         """What the pull asks for. Raises Refused."""
         config = self._config
         topic, group = header.topic, header.consumer_group
+        if config.is_slave and not config.slave_read_enable:
+            remark = (
+                f"[REJECTREQUEST]slave {config.broker_name} of id {config.broker_id} has slaveReadEnable=false"
+            )
+            raise Refused(ResponseCode.SYSTEM_BUSY, remark)
         if not config.broker_permission & _READ:
             remark = f"the broker[{config.host}] pulling message is forbidden"
             raise Refused(ResponseCode.NO_PERMISSION, remark, 1)
@@ -239,6 +257,11 @@ class Pull:
         code = _CODES.get(result.status)
         if code is None:  # the queue has no messages
             code = ResponseCode.PULL_NOT_FOUND if offset == 0 else ResponseCode.PULL_OFFSET_MOVED
+        if code == ResponseCode.PULL_OFFSET_MOVED and self._config.is_slave:
+            # its master may have what is not here: nobody is moved, and whoever cannot ask it waits
+            result.next_offset = offset
+            here = self._replication.master_is_here
+            code = ResponseCode.PULL_RETRY_IMMEDIATELY if here else ResponseCode.PULL_NOT_FOUND
         return code
 
     def _again(self, waiter: Waiter, final: bool) -> bool:
@@ -272,7 +295,9 @@ class Pull:
         waiter.connection.write(self._answer(waiter.opaque, waiter.serialize_type, code, result))
         return True
 
-    def _answer(self, opaque: int, serialize_type: int, code: int, result: ReadResult) -> list[Buffer]:
+    def _answer(
+        self, opaque: int, serialize_type: int, code: int, result: ReadResult, suggested: int = 0
+    ) -> list[Buffer]:
         status = result.status
         statistics = self._statistics
         if status is GetStatus.FOUND:
@@ -284,21 +309,22 @@ class Pull:
         remark = "NO_MESSAGE_IN_QUEUE" if status is GetStatus.NO_MATCHED_LOGIC_QUEUE else status.name
         if serialize_type == JSON:
             head = (
-                f'{{"code":{code:d},"extFields":{{"suggestWhichBrokerId":"0","nextBeginOffset":"{result.next_offset}",'
+                f'{{"code":{code:d},"extFields":{{"suggestWhichBrokerId":"{suggested}","nextBeginOffset":"{result.next_offset}",'
                 f'"minOffset":"{result.min_offset}","maxOffset":"{result.max_offset}","topicSysFlag":"0",'
                 f'"groupSysFlag":"0"}},"flag":1,"language":"PYTHON","opaque":{opaque},"remark":"{remark}",'
                 f'"serializeTypeCurrentRPC":"JSON","version":{VERSION}}}'
             ).encode()
         else:
-            head = self._binary_head(opaque, code, remark, result)
+            head = self._binary_head(opaque, code, remark, result, suggested)
         size = len(head)
         frame = _FRAME.pack(4 + size + result.size, serialize_type << 24 | size)
         return [frame + head, *result.buffers]
 
-    def _binary_head(self, opaque: int, code: int, remark: str, result: ReadResult) -> bytes:
+    def _binary_head(self, opaque: int, code: int, remark: str, result: ReadResult, suggested: int) -> bytes:
         text = remark.encode()
         ext = _FIXED_EXT
         for key, value in (
+            (b"\x00\x14suggestWhichBrokerId", suggested),
             (b"\x00\x0fnextBeginOffset", result.next_offset),
             (b"\x00\x09minOffset", result.min_offset),
             (b"\x00\x09maxOffset", result.max_offset),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +39,8 @@ LEAVE = 3.0
 COMPRESS_ABOVE = 4 << 20
 #: s before the first repetition of a failed registration; doubles up to the period
 RETRY = 1.0
+#: s between two registrations of a slave that knows no master
+NO_MASTER = 3.0
 
 
 class _NameServer:
@@ -55,16 +57,31 @@ class _NameServer:
         #: it knows every change so far, or does not answer
         self.settled = asyncio.Event()
         self.failures = 0
+        self.master_known = True
 
 
 class Registration:
-    """Keeps the broker at `address` (what clients are told, `host:port`) registered with every NameServer."""
+    """Keeps the broker at `address` (what clients are told, `host:port`) registered with every NameServer.
 
-    def __init__(self, config: BrokerConfig, client: AsyncClient, topics: Topics, address: str) -> None:
+    `ha_address` is where slaves come to. `on_answer` gets what NameServers say of the master. A slave registers in full
+    each time, and more often while it has none, to learn of a master that comes or moves.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        client: AsyncClient,
+        topics: Topics,
+        address: str,
+        ha_address: str,
+        on_answer: Callable[[headers.RegisterBrokerResponse], None],
+    ) -> None:
         self._config = config
         self._client = client
         self._topics = topics
         self._address = address
+        self._ha_address = ha_address
+        self._on_answer = on_answer
         self._period = config.register_name_server_period / 1000
         self._timeout = config.register_broker_timeout_mills / 1000
         self._servers = [_NameServer(server) for server in config.namesrv_addresses]
@@ -121,7 +138,7 @@ class Registration:
                 if server.failures:
                     log.info("registered with NameServer %s again", server.address)
                 server.failures = 0
-                pause = self._period
+                pause = self._period if server.master_known else min(self._period, NO_MASTER)
             except RocketQError as error:  # also an answer that cannot be read
                 server.in_step = False
                 level = logging.DEBUG if server.failures else logging.WARNING
@@ -151,11 +168,15 @@ class Registration:
             if answer.code == ResponseCode.SUCCESS:
                 return
             log.info("NameServer %s wants a full registration: %s", server.address, answer.remark)
-        elif server.in_step and not await self._is_changed(server):
+        elif server.in_step and not self._config.is_slave and not await self._is_changed(server):
             return
         server.changed = None
         server.in_step = True  # a connection that is lost while we wait takes it back
-        _expect_success(await self._register(server, self._topics.table.values()), server)
+        answer = await self._register(server, self._topics.table.values())
+        _expect_success(answer, server)
+        told = answer.header(headers.RegisterBrokerResponse)
+        server.master_known = bool(told.master_addr) or not self._config.is_slave
+        self._on_answer(told)
 
     async def _register(self, server: _NameServer, topics: Iterable[TopicConfig]) -> Command:
         config = self._config
@@ -169,12 +190,11 @@ class Registration:
         compressed = len(body) > COMPRESS_ABOVE
         if compressed:
             body = content.encode_compressed()
-        host, _, port = self._address.rpartition(":")
         header = headers.RegisterBrokerHeader(
             broker_name=config.broker_name,
             broker_addr=self._address,
             cluster_name=config.broker_cluster_name,
-            ha_server_addr=f"{host}:{int(port) + 1}",
+            ha_server_addr=self._ha_address,
             broker_id=config.broker_id,
             enable_acting_master=False,
             compressed=compressed,

@@ -1,4 +1,4 @@
-"""The broker about itself: its settings and how it is doing (codes 25, 26, 28, 315, 907)."""
+"""The broker about itself: its settings and how it is doing (codes 25, 26, 28, 315)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ class Runtime:
             RequestCode.GET_BROKER_CONFIG: self._get_config,
             RequestCode.GET_BROKER_RUNTIME_INFO: self._runtime,
             RequestCode.VIEW_BROKER_STATS_DATA: self._traffic,
-            RequestCode.GET_BROKER_HA_STATUS: self._ha_status,
         }
 
     def _update_config(self, connection: Connection, request: Command) -> Reply:
@@ -157,18 +156,6 @@ class Runtime:
         if key != self._config.broker_cluster_name:
             return None
         return {"BROKER_PUT_NUMS": statistics.stored, "BROKER_GET_NUMS": statistics.handed_out}.get(name)
-
-    def _ha_status(self, connection: Connection, request: Command) -> Reply:
-        """A master without slaves."""
-        nothing = ("lastReadTimestamp", "lastWriteTimestamp", "masterFlushOffset", "maxOffset")
-        body = {
-            "haClientRuntimeInfo": dict.fromkeys((*nothing, "transferredByteInSecond"), 0),
-            "haConnectionInfo": [],
-            "inSyncSlaveNums": 0,
-            "master": True,
-            "masterCommitLogMaxOffset": self._store.written_offset,
-        }
-        return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(body))
 
     def table(self) -> dict[str, str]:
         """The key table of GET_BROKER_RUNTIME_INFO; keys without a meaning here have the value that says so."""

@@ -36,6 +36,7 @@ from rocketq.broker.query import Query
 from rocketq.broker.recall import Recall
 from rocketq.broker.refusal import Refused
 from rocketq.broker.registration import Registration
+from rocketq.broker.replication import Replication
 from rocketq.broker.reply import Replies
 from rocketq.broker.reset import Reset
 from rocketq.broker.retry import Retry
@@ -45,6 +46,7 @@ from rocketq.broker.runtime import Runtime
 from rocketq.broker.saving import Saver
 from rocketq.broker.send import Sender
 from rocketq.broker.settle import Settle
+from rocketq.broker.slavesync import SlaveSync
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.timer import Timer
 from rocketq.broker.topics import Topics
@@ -113,7 +115,7 @@ class Broker:
             self.access = Access(Path(config.acl_file) if config.acl_file else root / "plain_acl.yml")
         self.statistics = Statistics(time.monotonic())
         self.saver = Saver(files)
-        self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms)
+        self.store = MessageStore(config.store(), files=files, clock_ms=clock_ms, follows=config.is_slave)
         self.topics = Topics(config, root / "topics.json", files, self._topics_changed, clock_ms)
         self.groups = Groups(config, root / "subscriptionGroup.json", files, clock_ms)
         self.clients = Clients(config, self.groups, self.topics, time.monotonic)
@@ -124,6 +126,7 @@ class Broker:
         self.delay = Delay(config, root / "delayOffset.json", files, self.store, clock_ms)
         self.timer = Timer(config, root, files, self.store, clock_ms)
         self.batch = Batch(config, self.store, self.statistics)
+        self.replication = Replication(config, self.store, self.batch, self.topics)
         self.sender = Sender(
             config,
             self.store,
@@ -147,6 +150,7 @@ class Broker:
             self.offsets,
             self.hold,
             self.statistics,
+            self.replication,
         )
         self.revive_log = ReviveLog(config, self.store, self.offsets, clock_ms)
         self.offsets.revive_topic = self.revive_log.topic
@@ -262,6 +266,8 @@ class Broker:
         for capability in (
             self.sender,
             self.pull,
+            self.delay,
+            self.replication,
             self.pop,
             self.settle,
             self.peek,
@@ -286,6 +292,7 @@ class Broker:
             for code, handler in capability.handlers().items():
                 assert code not in self.handlers, f"two capabilities serve code {code}"
                 self.handlers[int(code)] = handler
+        self.handlers.update(self.replication.refusals())
         self._server: Server | None = None
         self._vip: Server | None = None
         self._client: AsyncClient | None = None
@@ -323,7 +330,8 @@ class Broker:
             self.assignment.load()
             if not recovery.clean:
                 self.offsets.forget_lost()
-            self.transactions.load(None if recovery.clean else recovery.checked_from)
+            if not config.is_slave:
+                self.transactions.load(None if recovery.clean else recovery.checked_from)
             for topic in self.topics.adopt(self.store.queues()):
                 log.warning("topic %s has messages and no settings: it is readable and writable again", topic)
             self._server = Server(
@@ -335,30 +343,50 @@ class Broker:
             )
             await self._server.start()
             store_host = await _packed_address(config.host, self.port)
-            self.batch.start(store_host)
+            if not config.is_slave:
+                self.batch.start(store_host)
             self.revive_log.store_host = store_host
-            self.revive_log.recover()
-            self.revive.start()
             await self._listen_for_old_clients()
-            await self.delay.start()
-            self.timer.start()
-            self.transactions.start()
-            self.check_back.start()
+            if not config.is_slave:
+                await self._start_writing()
             self._ticker = asyncio.create_task(self._tick())
-            if config.namesrv_addresses:
+            if config.namesrv_addresses or config.is_slave:
                 self._client = AsyncClient(tls=config.client_tls(), on_connection_lost=self._namesrv_lost)
-                self._registration = Registration(config, self._client, self.topics, self.address)
+            await self.replication.start(self._tables())
+            if self._client is not None and config.namesrv_addresses:
+                ha_address = f"{config.host}:{self.replication.port or self.port + 1}"
+                self._registration = Registration(
+                    config, self._client, self.topics, self.address, ha_address, self.replication.registered
+                )
                 await self._registration.start()
         except BaseException:
             await self.stop()
             raise
         log.info("broker %s serves %s from %s", config.broker_name, self.address, config.store_path_root_dir)
 
+    async def _start_writing(self) -> None:
+        """Begin with what puts messages into the log by itself; a slave's master does that."""
+        self.revive_log.recover()
+        self.revive.start()
+        await self.delay.start()
+        self.timer.start()
+        self.transactions.start()
+        self.check_back.start()
+
+    def _tables(self) -> SlaveSync | None:
+        """What copies the master's tables."""
+        if not self.config.is_slave or self._client is None:
+            return None
+        return SlaveSync(
+            self._client, self.topics, self.groups, self.offsets, self.delay, self.timer, self.assignment
+        )
+
     async def stop(self) -> None:
         """Take leave of the NameServers, stop serving, write everything to disk, leave the directory."""
         if self._registration is not None:
             await self._registration.stop()
             self._registration = None
+        await self.replication.stop()
         if self._client is not None:
             await self._client.close()
             self._client = None
@@ -432,9 +460,12 @@ class Broker:
 
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""
+        self.replication.arrived(messages)
         self.statistics.arrived(messages)
         self.hold.arrived(messages)
         self.pop_wait.arrived(messages)
+        if self.config.is_slave:
+            return
         self.timer.arrived()
         if self.revive_log.arrived(messages):
             self.revive.took_in()
@@ -489,12 +520,14 @@ class Broker:
                 if self.access is not None:
                     self.access.refresh()
                 self.store.maintain()
-                self.revive.forget_deleted()
-                self.revive_log.maintain()
+                if not self.config.is_slave:
+                    self.revive.forget_deleted()
+                    self.revive_log.maintain()
                 self.batch.relax()
                 self.statistics.sample(now)
                 await self.saver.save_later(self.topics, 0.0)
                 await self.saver.save_later(self.groups, 0.0)
+                await self.saver.save_later(self.assignment, 0.0)
                 await self.saver.save_later(self.transactions, 0.0)
                 await self.saver.save_later(self.offsets, offsets_every)
                 await self.saver.save_later(self.delay, offsets_every)

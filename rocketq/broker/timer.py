@@ -93,6 +93,8 @@ class Timer:
         self._wheel = self._files.wheel
         self.counts = TimerCounts(clock_ms)
         self._running = False
+        #: on a slave: how far its master is
+        self._copied: bytes | None = None
         self._handle: asyncio.TimerHandle | asyncio.Handle | None = None
         self._soon = False
         #: the next message of the topic to be put into the wheel
@@ -600,15 +602,26 @@ class Timer:
             "timerReadBehind": max(0, second_of(now) - self._position(now)) if running else 0,
         }
 
+    def copy(self, check: bytes, counts: dict[str, Any] | None) -> None:
+        """Remember what a master says of its timer, for those who ask. A slave that is started as a master finds in its
+        log what was delivered."""
+        if len(check) != CHECK_SIZE:
+            raise ValueError(f"a timer's checkpoint has {CHECK_SIZE} bytes, not {len(check)}")
+        self._copied = check
+        if counts is not None:
+            self.counts.load(counts)
+
     def _get_check(self, connection: Connection, request: Command) -> Reply:
         """GET_TIMER_CHECK_POINT: what a slave needs, 56 bytes."""
+        if self._copied is not None:
+            return encode_response(request, ResponseCode.SUCCESS, body=self._copied)
         if not self._running:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "The checkpoint is null")
         return encode_response(request, ResponseCode.SUCCESS, body=self._files.check.encode()[:CHECK_SIZE])
 
     def _get_metrics(self, connection: Connection, request: Command) -> Reply:
         """GET_TIMER_METRICS: messages that wait, by topic."""
-        if not self._running:
+        if not self._running and self._copied is None:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "The timerMessageStore is null")
         return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(self.counts.to_json()))
 

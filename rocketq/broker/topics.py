@@ -179,6 +179,15 @@ class Topics:
         self._changed([])
         return True
 
+    def copy(self, topics: list[TopicConfig], version: DataVersion) -> None:
+        """Become a master's table, unless this is it already."""
+        if version == self.data_version:
+            return
+        self.table = {topic.topic_name: topic for topic in topics}
+        self.data_version = version
+        self._dirty = True
+        self._on_change(topics)
+
     def changed(self) -> None:
         """Raise the data version without a change of a topic, as for a new `brokerPermission`."""
         self._changed(list(self.table.values()))

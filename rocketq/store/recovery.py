@@ -288,8 +288,8 @@ class _Hole(Exception):
     """A queue's entries before a record are missing."""
 
 
-class _Rebuilder:
-    """Writes the entries of records that were found."""
+class Rebuilder:
+    """Makes entries of records that were found in the log, and writes them."""
 
     def __init__(self, queues: ConsumeQueues, index: Index, delays: list[int], whole: bool) -> None:
         self._queues = queues
@@ -300,6 +300,23 @@ class _Rebuilder:
 
     def add(self, found: Found) -> None:
         """Raises _Hole when earlier entries of the queue are missing, unless the whole log is read anyway."""
+        if not self.continues(found):
+            self.flush()
+        self._batch.append(self.take(found))
+        if len(self._batch) >= 1000:
+            self.flush()
+
+    def continues(self, found: Found) -> bool:
+        """Whether the record is the next one of its queue."""
+        if found.sys_flag & (INNER_BATCH | TRANSACTION_PREPARED):
+            return True
+        return found.queue_offset == self._queues.obtain(found.topic, found.queue_id).next_offset
+
+    def take(self, found: Found) -> Appended:
+        """The record with its place. Entries of those before it have to be in their queues unless it continues its own.
+
+        Raises _Hole as `add`.
+        """
         properties = found.properties
         tag = properties.get("TAGS")
         sys_flag = found.sys_flag
@@ -312,27 +329,22 @@ class _Rebuilder:
             queue = self._queues.obtain(found.topic, found.queue_id)
         if not sys_flag & TRANSACTION_PREPARED:
             if found.queue_offset != queue.next_offset:
-                self.flush()
                 self._mend(queue, found)
             queue.next_offset = found.queue_offset + 1
-        self._batch.append(
-            Appended(
-                found.topic,
-                found.queue_id,
-                found.queue_offset,
-                found.offset,
-                found.size,
-                found.store_timestamp,
-                self._code(found, tag),
-                sys_flag,
-                queue,
-                properties.get("UNIQ_KEY"),
-                properties.get("KEYS"),
-                tag,
-            )
+        return Appended(
+            found.topic,
+            found.queue_id,
+            found.queue_offset,
+            found.offset,
+            found.size,
+            found.store_timestamp,
+            self._code(found, tag),
+            sys_flag,
+            queue,
+            properties.get("UNIQ_KEY"),
+            properties.get("KEYS"),
+            tag,
         )
-        if len(self._batch) >= 1000:
-            self.flush()
 
     def _mend(self, queue: Queue, found: Found) -> None:
         wanted = found.queue_offset
@@ -394,7 +406,7 @@ def recover(
     while True:
         whole = redo and start <= commit_log.min_offset
         queues.limit = start if redo else commit_log.end
-        rebuilder = _Rebuilder(queues, index, delays, whole)
+        rebuilder = Rebuilder(queues, index, delays, whole)
         if redo:
             index.cut(start)
         report.checked_from, report.records, report.rebuilt = start, 0, whole and not scan.is_end(start)

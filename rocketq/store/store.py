@@ -32,6 +32,7 @@ from rocketq.store.commitlog import blank
 from rocketq.store.config import StoreConfig
 from rocketq.store.files import Buffer, Files, OsFiles, store_error
 from rocketq.store.flush import Flusher
+from rocketq.store.following import Following
 from rocketq.store.marks import Checkpoint, Marks
 from rocketq.store.reader import Reader, store_time_of
 from rocketq.store.recovery import recover
@@ -61,6 +62,10 @@ _SYNC_ALL = 256
 _ENOUGH = 16 << 20
 
 
+#: Why a store that follows another one takes no messages.
+FOLLOWS = "this broker is a slave: only its master takes messages"
+
+
 def _now_ms() -> int:
     return int(time.time() * 1000)
 
@@ -71,12 +76,21 @@ class MessageStore(Reader):
     `on_arrive(messages)`: called on the owner's thread when messages have become readable, in order.
     `on_durable(offset)`: called on another thread when the log is on disk up to `offset`.
     `writable`, `why_not_writable`: False with a sentence while the disk is full, past its mark or broken.
+    `follows`: it takes the bytes of another store's log with :meth:`append_raw`, and no messages.
     """
 
     def __init__(
-        self, config: StoreConfig, *, files: Files | None = None, clock_ms: Callable[[], int] = _now_ms
+        self,
+        config: StoreConfig,
+        *,
+        files: Files | None = None,
+        clock_ms: Callable[[], int] = _now_ms,
+        follows: bool = False,
     ) -> None:
         super().__init__(config, files or OsFiles())
+        self._following = (
+            Following(self.log, self.consume_queues, self.index, config.delay_levels()) if follows else None
+        )
         self._clock_ms = clock_ms
         self._sync = config.sync_flush
         self._marks = Marks(config.store_path_root_dir, self.files)
@@ -195,6 +209,7 @@ class MessageStore(Reader):
         self._flusher.stop()
         self.advance()
         self.retention.finish()
+        self._drop_partial()
         self.writable, self.why_not_writable = False, "the store is closed"
         try:
             if not self._broken and not self._flusher.failure:
@@ -210,6 +225,18 @@ class MessageStore(Reader):
             self.consume_queues.close()
             self.index.close()
             self._marks.unlock()
+
+    def _drop_partial(self) -> None:
+        """Cut off a record of which only a part has come; it comes again."""
+        flusher = self._flusher
+        if self._following is None or flusher.written == self.readable or self._broken or flusher.failure:
+            return
+        try:
+            self.log.cut(self.readable)
+        except OSError as error:
+            log.warning("the next start has to cut the log at %d: %s", self.readable, error)
+        else:
+            flusher.written = flusher.durable = self.readable
 
     # appending
 
@@ -367,6 +394,60 @@ class MessageStore(Reader):
             self._dispatch(end, batch)
         return batch
 
+    def raw(self, offset: int, size: int) -> memoryview | None:
+        """Up to `size` bytes of the log from `offset` on that may be read, all of one file; None: there are none."""
+        file = self.log.find(offset)
+        end = min(offset + size, self.readable, file.end) if file is not None else offset
+        return self.log.view(offset, end - offset) if end > offset else None
+
+    @property
+    def last_file(self) -> int:
+        """Where the file begins that is written to: an empty store that follows this one begins there too."""
+        file = self.log.find(self.readable)
+        return self.readable if file is None else file.start
+
+    def append_raw(self, offset: int, data: bytes) -> None:
+        """Write bytes of the log that this store follows. Whole records become readable, as in :meth:`write`.
+
+        They have to begin where this log ends; an empty one begins with them. Raises StoreError when they do not, or
+        cannot be part of a log whose files have this store's size, or cannot be written; nothing is written then.
+        """
+        assert self._following is not None
+        flusher = self._flusher
+        if self._broken or flusher.failure:
+            raise StoreError(self._broken or flusher.failure)
+        if not self.log.files and not flusher.written:
+            flusher.written = flusher.durable = self.readable = offset
+        end = offset + len(data)
+        size = self.config.mapped_file_size_commit_log
+        if offset != flusher.written:
+            raise StoreError(f"bytes from {offset} on do not continue a log that ends at {flusher.written}")
+        if offset // size != (end - 1) // size or (not self.log.files and offset % size):
+            raise StoreError(
+                f"the files of the log that is followed are not of {size} bytes: set mappedFileSizeCommitLog to the "
+                "master's, and remove this store, which is copied again then"
+            )
+        try:
+            self.log.write(offset, [data])
+        except OSError as error:
+            raise self._write_failed(error, flusher.written) from error
+        self._tail = self._parts_at = end
+        flusher.advance(end)
+        if not self._sync:
+            self._take_in(end)
+
+    def _take_in(self, end: int) -> None:
+        """Make what is whole up to `end` readable. Raises StoreError when it is no log."""
+        following = self._following
+        assert following is not None
+        while self.readable < end:
+            stop, batch = following.take(self.readable, end)
+            if batch:
+                self._dispatch(stop, batch)
+            if stop == self.readable and not batch:
+                return
+            self.readable = stop
+
     def flush(self) -> None:
         """Force what is written to disk, on this thread."""
         self._flusher.flush()
@@ -435,6 +516,8 @@ class MessageStore(Reader):
     def advance(self) -> int:
         """Dispatch what a flush has covered (only with SYNC_FLUSH is there anything); returns `durable_offset`."""
         durable = self._flusher.durable
+        if self._following is not None and self._sync:
+            self._take_in(durable)
         waiting = self._undispatched
         while waiting and waiting[0][0] <= durable:
             self._dispatch(*waiting.popleft())
@@ -511,12 +594,14 @@ class MessageStore(Reader):
                     f"the disk of {self.log.directory} is {used:.1%} full, diskSpaceWarningLevelRatio={limit} is "
                     f"reached ({free >> 20} MiB are free): free space, writing goes on by itself"
                 )
-        if why != self.why_not_writable:
+        if why != self.why_not_writable and (why or self.why_not_writable != FOLLOWS):
             if why:
                 log.error("writes are refused: %s", why)
             elif not self.writable:
                 log.info("the store is writable")
         self.writable, self.why_not_writable = not why, why
+        if self._following is not None and not why:
+            self.writable, self.why_not_writable = False, FOLLOWS
 
     def _warn(self, used: float, free: int) -> None:
         """Say once when the disk is past its first mark."""
@@ -530,6 +615,8 @@ class MessageStore(Reader):
         size = self.config.mapped_file_size_commit_log
         if self._helper is None or self.log.end - self._tail > size // 8:
             return
+        if self._following is not None and not self.log.files:
+            return  # where it begins is not known yet
         if self._preparing is None or self._preparing.done():
             self._preparing = self._helper.submit(self._prepare)
 

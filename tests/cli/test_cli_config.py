@@ -48,9 +48,8 @@ def test_an_apache_broker_conf_works(conf, caplog):
         "SYNC_FLUSH",
     )
     assert (config.host, config.delete_when) == ("10.0.0.5", "04")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path} line 7: brokerRole is not supported and has no effect",
-    ]
+    assert config.broker_role == "ASYNC_MASTER"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

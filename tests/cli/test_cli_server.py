@@ -170,11 +170,11 @@ def test_wrong_usage_is_exit_code_2(tmp_path):
 
 def test_unsupported_keys_are_reported_and_do_not_stop_it(tmp_path):
     file = tmp_path / "broker.conf"
-    file.write_text("brokerName=named-by-file\nbrokerRole=ASYNC_MASTER\n")
+    file.write_text("brokerName=named-by-file\nenableControllerMode=false\n")
     with start_server(tmp_path / "data", "-c", str(file)) as server:
         assert broker_names(server.namesrv) == ["named-by-file"]
         (line,) = server.errors
-        assert f"{file} line 2: brokerRole is not supported" in line
+        assert f"{file} line 2: enableControllerMode is not supported" in line
 
 
 def test_settings_are_printed(tmp_path):

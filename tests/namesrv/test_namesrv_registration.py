@@ -89,7 +89,8 @@ def run(test, *, period: int = 60_000, namesrv: str = "ns:1", **settings) -> Non
             broker_name="a", namesrv_addr=namesrv, register_name_server_period=period, **settings
         )
         client, topics = Client(), Topics("T", "U")
-        registration = Registration(config, client, topics, "10.0.0.5:10911")
+        told = []
+        registration = Registration(config, client, topics, "10.0.0.5:10911", "10.0.0.5:10912", told.append)
         await test(SimpleNamespace(client=client, topics=topics, registration=registration))
         await registration.stop()
 

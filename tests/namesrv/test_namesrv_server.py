@@ -74,7 +74,10 @@ class BrokerSide:
     ) -> None:
         config = BrokerConfig(broker_name=name, namesrv_addr=namesrv, **settings)
         self.client = AsyncClient(on_connection_lost=self._lost)
-        self.registration = Registration(config, self.client, table, f"127.0.0.1:{port}")
+        ha_address = f"127.0.0.1:{port + 1}"
+        self.registration = Registration(
+            config, self.client, table, f"127.0.0.1:{port}", ha_address, lambda answer: None
+        )
 
     def _lost(self, address: str) -> None:
         self.registration.connection_lost(address)
