@@ -111,9 +111,9 @@ class Timer:
         self._recalled: dict[int, set[tuple[str, str]]] = {}
         #: (second, end of the log when its first message was delivered)
         self._begun: deque[tuple[int, int]] = deque()
-        #: physical offsets of what an earlier run delivered and may find again
+        #: physical offsets of what an earlier run delivered and may find again, none of it due after …
         self._delivered: set[int] = set()
-        self._started = 0
+        self._delivered_until = 0
         self._caught_up = False
         # checkpoints
         self._saved_work = (0, 0)
@@ -184,7 +184,7 @@ class Timer:
         """Find out how far the last run got."""
         store, files = self._store, self._files
         low, high = store.min_offset(TIMER_TOPIC, 0), store.max_offset(TIMER_TOPIC, 0)
-        now = self._started = self._clock_ms()
+        now = self._clock_ms()
         saved = files.open()
         if saved is None:
             if low < high:
@@ -205,7 +205,8 @@ class Timer:
         self._at = self._read
         self._horizon = self._read * 1000 << _SHIFT | _PHYSICAL
         delivered_from = max(delivered_from, store.min_physical_offset)
-        self._delivered = find_delivered(store, delivered_from)
+        self._delivered, last = find_delivered(store, delivered_from)
+        self._delivered_until = max(now, last)  # the clock may have been set back
         self._begun.append((second_of(now), delivered_from))
 
     # the loop
@@ -256,11 +257,9 @@ class Timer:
                 more |= self._fire(now)
         if more:
             return 0.0
-        if self._delivered and self._at > second_of(
-            self._started
-        ):  # all that was due then is in the heap, or gone
-            started = self._started << _SHIFT
-            if not (self._heap and self._heap[0] <= started | _PHYSICAL):
+        if self._delivered and self._at > second_of(self._delivered_until):
+            # all that was due then is in the heap, or gone
+            if not (self._heap and self._heap[0] <= self._delivered_until << _SHIFT | _PHYSICAL):
                 self._delivered.clear()
         wait = (self._heap[0] >> _SHIFT) - self._clock_ms() if self._heap else _LOOK_AGAIN
         return max(0.0, min(wait, _LOOK_AGAIN))

@@ -19,6 +19,7 @@ from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, Record, decode_record
 from rocketq.store.configfile import load_json, save_json
 from rocketq.store.files import Files, make_durable_dirs, read_file
+from rocketq.store.reader import store_time_of
 from rocketq.store.store import MessageStore
 from rocketq.store.timercheck import TimerCheck
 from rocketq.store.timerlog import MAGIC_DELETE, UNIT_SIZE, TimerLog
@@ -163,11 +164,16 @@ def _record(store: MessageStore, physical: int) -> Record | None:
         return None
 
 
-def find_delivered(store: MessageStore, offset: int) -> set[int]:
-    """Physical offsets of the waiting records whose delivered copies are in the CommitLog from `offset` on."""
+def find_delivered(store: MessageStore, offset: int) -> tuple[set[int], int]:
+    """Physical offsets of the waiting records whose delivered copies are in the CommitLog from `offset` on.
+
+    Also when the last of them was delivered, ms: none was due later.
+    """
     found: set[int] = set()
+    last = 0
     for record in store.records(offset):
         prepared = prepared_offset(record)
         if prepared and props.TIMER_DEQUEUE_MS in properties_text(record):
             found.add(prepared - 1)
-    return found
+            last = max(last, store_time_of(record))
+    return found, last

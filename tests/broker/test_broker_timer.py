@@ -268,6 +268,18 @@ def test_timer_log_and_wheel_are_made_again_from_the_commit_log(kit: Kit, lost: 
     assert kit.advance(DAY) == ["far"]
 
 
+def test_nothing_comes_twice_when_the_clock_is_set_back_before_a_crash(kit: Kit) -> None:
+    kit.send("a", START + 1500)
+    kit.send("b", START + 3000)
+    kit.work()
+    kit.checkpoint()
+    kit.advance(4000)
+    kit.now -= 3500
+    kit.kill()
+    kit.advance(10_000)
+    assert [body for body, _ in kit.delivered()] == ["a", "b"]
+
+
 @pytest.mark.parametrize("left", [0, 2048, 4096])
 def test_a_checkpoint_whose_first_sector_the_disk_lost_is_not_believed(kit: Kit, left: int) -> None:
     """A power failure may leave its later sectors only: it begins with zeros then, and ends where they end."""

@@ -131,6 +131,7 @@ class BrokerHost:
 
         with doors_of(process):
             process.loop.create_task(stop())
+        process.plan()
 
     # looking inside, when all is quiet
 

@@ -148,7 +148,7 @@ class Nemesis:
     def _pause(self) -> None:
         host, seconds = self.chance.choice(self._hosts()), self.chance.uniform(0.05, 4.0)
         self.world.note("pause", host.process, round(seconds, 2))
-        host.process.busy_until = self.world.now + seconds
+        host.process.pause(seconds)
 
     def _slow_disk(self) -> None:
         host = self._broker()

@@ -214,7 +214,7 @@ class Transport(asyncio.Transport):
         self.closing = True
         if not self.broken and self.process.alive:
             self._plan(self.peer.end_of_stream)
-        self.loop.call_soon(self.lost, None)
+        self.loop.call_at(self.network.world.now, self.lost, None)
 
     def abort(self) -> None:
         if self.ended:
@@ -229,7 +229,7 @@ class Transport(asyncio.Transport):
             )
             peer.broken = True
         self.broken = True
-        self.loop.call_soon(self.lost, None)
+        self.loop.call_at(self.network.world.now, self.lost, None)
 
     def pause_reading(self) -> None:
         self._reading = False
@@ -300,7 +300,7 @@ class Transport(asyncio.Transport):
         self._on_way -= count
         if self._paused and self._on_way <= _HIGH // 4 and not self.ended and self.process.alive:
             self._paused = False
-            self.loop.call_soon(self._resume)
+            self.loop.call_at(self.network.world.now, self._resume)
 
     def _resume(self) -> None:
         if not self.ended:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextvars import copy_context
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import doors
@@ -34,6 +35,8 @@ class Process:
         self.wall_ahead = 0.0
         #: nothing runs before: the process works, or was stopped by a signal
         self.busy_until = 0.0
+        #: when it has something to do
+        self.wakes = inf
         #: how slow its disk is: a factor
         self.slowness = 1.0
         self.transports: list[Transport] = []
@@ -60,6 +63,7 @@ class Process:
                 self.task = self.loop.create_task(self._run(main), name=self.name)
             finally:
                 asyncio._set_running_loop(None)
+        self.plan()
 
     async def _run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -69,27 +73,36 @@ class Process:
             if self.alive and self.loop is loop:
                 self.world.failed(f"{self} ended: {type(error).__name__}: {error}", error)
 
-    def next_event(self) -> float | None:
-        """When it has something to do."""
+    def plan(self) -> None:
+        """Reckon anew when it has something to do."""
         loop = self.loop
         if not self.alive:
-            return None
+            self.wakes = inf
+            return
         if loop._ready:
-            return max(self.busy_until, self.world.now)
+            self.wakes = self.busy_until
+            return
         scheduled = loop._scheduled
         while scheduled and scheduled[0]._cancelled:
             loop._timer_cancelled_count -= 1
             heapq.heappop(scheduled)._scheduled = False
-        return max(self.busy_until, scheduled[0]._when) if scheduled else None
+        self.wakes = max(self.busy_until, scheduled[0]._when) if scheduled else inf
+
+    def pause(self, seconds: float) -> None:
+        """It does not run for so long: SIGSTOP and SIGCONT."""
+        self.busy_until = self.world.now + seconds
+        self.plan()
 
     def step(self) -> None:
         """Run what is due."""
-        with doors_of(self):
-            asyncio._set_running_loop(self.loop)
-            try:
-                self.loop._run_once()
-            finally:
-                asyncio._set_running_loop(None)
+        doors.running = self
+        asyncio._set_running_loop(self.loop)
+        try:
+            self.loop._run_once()
+        finally:
+            asyncio._set_running_loop(None)
+            doors.running = None
+        self.plan()
 
 
 class doors_of:
@@ -124,6 +137,13 @@ class Loop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self.process.world.now
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        handle = super().call_at(when, callback, *args, context=context)
+        process = self.process
+        if when < process.wakes and process.loop is self:
+            process.wakes = max(when, process.busy_until)
+        return handle
 
     def _process_events(self, events: list[Any]) -> None:
         pass

@@ -84,9 +84,8 @@ class World:
                 return True
             first, when = None, end
             for process in processes:
-                at = process.next_event()
-                if at is not None and at < when:
-                    first, when = process, at
+                if process.wakes < when:
+                    first, when = process, process.wakes
             if first is None:
                 self.now = end
                 return until()
@@ -105,11 +104,12 @@ class World:
     def died(self, process: Process) -> None:
         """It dies in the middle of what it does just now: nothing that it does from here on counts."""
         process.alive = False
-        self._dying.append(process)
+        self._dying.append(process)  # its step goes on, for nothing
 
     def bury(self, process: Process, *, silent: bool) -> None:
         """End a process at once. `silent`: the host too, so its connections are not closed by anybody."""
         process.alive = False
+        process.plan()
         self.network.close_host(process, silent)
         self._graves.append((process.loop, process.task, process.transports))
 
