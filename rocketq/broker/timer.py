@@ -257,9 +257,10 @@ class Timer:
                 more |= self._fire(now)
         if more:
             return 0.0
-        if self._delivered and self._at > second_of(self._delivered_until):
-            # all that was due then is in the heap, or gone
-            if not (self._heap and self._heap[0] <= self._delivered_until << _SHIFT | _PHYSICAL):
+        until = self._delivered_until
+        if self._delivered and self._at > second_of(until):
+            left = self._heap and self._heap[0] <= until << _SHIFT | _PHYSICAL
+            if not left:  # all that was due by then is gone
                 self._delivered.clear()
         wait = (self._heap[0] >> _SHIFT) - self._clock_ms() if self._heap else _LOOK_AGAIN
         return max(0.0, min(wait, _LOOK_AGAIN))
