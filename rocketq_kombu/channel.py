@@ -131,6 +131,8 @@ class Channel(Publishing):
             return
         del self._callbacks[queue]
         self._stop(queue)
+        if self.is_ending:
+            self.connection.renew_meanwhile()
         if queue in self._auto_delete:
             self.queue_delete(queue)
 
@@ -147,6 +149,11 @@ class Channel(Publishing):
         for arrived in [one for one in self._ready if one.queue == queue]:
             self._ready.remove(arrived)
             self._give_up(arrived)
+
+    @property
+    def is_ending(self) -> bool:
+        """Nothing is consumed any more, and not all is settled."""
+        return not self._callbacks and self._qos is not None and len(self._qos) > 0
 
     def _give_up(self, arrived: Arrived) -> None:
         """Nobody here wants the message any more."""
@@ -326,6 +333,7 @@ class Channel(Publishing):
         if self._qos is not None:
             self._qos.restore_unacked_once()
         if self.connection is not None:
+            self.keeper.flush()  # what an event loop that has stopped was to send
             self.connection.engine.flush()
             self.connection.close_channel(self)
         self.exchange_types = {}

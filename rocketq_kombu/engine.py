@@ -336,6 +336,24 @@ class Engine:
         self._expiring = hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
         hub.on_tick.add(self._run_soon)
 
+    def detach(self) -> None:
+        """Whoever turns has the wheel again: what is sent from now on leaves at once."""
+        with self._lock:
+            hub, self._hub = self._hub, None
+            if hub is None:
+                return
+            for link in list(self._links.values()):
+                if link.watched:
+                    hub.remove(link.sock.fileno())
+                    link.watched = 0
+            self._flushing = False
+            for link in list(self._links.values()):
+                self._advance(link)
+        hub.on_tick.discard(self._run_soon)
+        if self._expiring is not None:
+            self._expiring.cancel()
+            self._expiring = None
+
     @property
     def attached(self) -> bool:
         return self._hub is not None
@@ -381,9 +399,4 @@ class Engine:
                 self._fail(link, "the connection was closed")
         self._timers.clear()
         self._run_posted()
-        if self._expiring is not None:
-            self._expiring.cancel()
-            self._expiring = None
-        if self._hub is not None:
-            self._hub.on_tick.discard(self._run_soon)
-        self._hub = None
+        self.detach()

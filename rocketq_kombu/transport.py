@@ -101,10 +101,11 @@ class Transport(virtual.Transport):
         return not self.closed
 
     def close_connection(self, connection: Any) -> None:
+        self.unregister_from_event_loop(connection, self._hub)
+        self.engine.detach()  # the loop may have stopped, and what it was to do is still to be done
         super().close_connection(connection)
         self.engine.settle()  # the acknowledgements
         self.closed = True
-        self.unregister_from_event_loop(connection, self._hub)
         self._noticed.clear()
         self.engine.close()
         self.cluster.close()
@@ -201,8 +202,17 @@ class Transport(virtual.Transport):
 
     @property
     def _may_be_busy(self) -> bool:
-        """Whether the thread that would renew leases works on tasks as well: it does in the solo pool, too."""
-        return self._hub is None or "celery.concurrency.solo" in sys.modules
+        """Whether the thread that would renew leases works on tasks as well: it does in the solo pool, too.
+
+        Celery's event loop does not run any more when its worker waits for the last tasks before it ends.
+        """
+        if self._hub is None or "celery.concurrency.solo" in sys.modules:
+            return True
+        return self._is_ending
+
+    @property
+    def _is_ending(self) -> bool:
+        return any(channel.is_ending for channel in list(self.channels))
 
     def renew_meanwhile(self) -> None:
         """A thread renews leases where the only other one may be busy with a task."""
@@ -213,6 +223,8 @@ class Transport(virtual.Transport):
     def _renew_forever(self) -> None:
         while self._may_be_busy and not self.closed:
             time.sleep(self.options.lease / 4)
+            if self._is_ending:
+                self.engine.turn(0)  # takes in the answers that the event loop does not wait for any more
             for channel in list(self.channels):
                 channel.renew(self.cluster.ask)
 

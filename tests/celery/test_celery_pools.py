@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from celery import chain, chord, group
-from celery_kit import Site, Worker
+from celery_kit import LEASE, Site, Worker
 from servers import wait_until
 
 
@@ -56,6 +56,20 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_the_rest_back(site: Callable[.
         wait_until(lambda: len(here.done()) == 20, 20, "all are done, far within the lease of 30 s")
     # Celery does not read the result of a child that is gone before it looks: that task counts as not done
     assert sum(here.done().values()) - 20 <= (pool == "prefork")
+
+
+def test_a_warm_shutdown_that_takes_longer_than_a_lease_runs_nothing_twice(site: Callable[..., Site]) -> None:
+    """Celery's event loop, which renews leases and sends acknowledgements, has stopped by then."""
+    here = site(lease=LEASE)
+    with Worker(here, "prefork", concurrency=1).wait_ready() as worker:
+        for number in range(3):
+            here.s("work", number, 2.5 * LEASE if number == 0 else 0.0).delay()
+        wait_until(lambda: here.lines("work", "begin"), 20, "the long one has begun")
+        with Worker(here, "threads", name="other").wait_ready():
+            assert worker.stop() == 0
+            here.s("work", "late").apply_async(countdown=LEASE + 1)  # what was not acknowledged comes before
+            wait_until(lambda: "late" in here.done(), 30, "the late one is done")
+    assert here.done() == {"0": 1, "1": 1, "2": 1, "late": 1}
 
 
 def test_what_amqp_does_not_send_is_not_sent(site: Callable[..., Site]) -> None:
