@@ -7,12 +7,14 @@ first tier: these processes live for seconds and the machine has two cores.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,17 +68,28 @@ def run(command: list[str], **options: object) -> None:
         )
 
 
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """What the cache holds under that name; the first process that asks for it makes it, others wait meanwhile."""
+    target = cache_directory() / name
+    with target.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            partial = target.with_name(f"{name}.{os.getpid()}.partial")
+            make(partial)
+            partial.rename(target)
+    return target
+
+
 def jars(kind: str, version: str) -> Path:
-    """The directory with the jars of `kind` ("server" or "client") and all that they need, fetched once."""
-    target = cache_directory() / f"{kind}-{version}"
-    if not target.is_dir():
+    """The directory with the jars of `kind` ("server" or "client") and all that they need."""
+
+    def fetch(into: Path) -> None:
         tool("java")
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={partial}"]
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={into}"]
         pom = str(HERE / "java" / "pom.xml")
         run([tool("mvn"), "-q", "-B", "-f", pom, f"-P{kind}", f"-Dpeer.version={version}", *goal])
-        partial.rename(target)
-    return target
+
+    return made_once(f"{kind}-{version}", fetch)
 
 
 def free_ports(*offsets: int) -> int:

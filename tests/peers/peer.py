@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apache import HERE, JVM, SERVER_VERSION, cache_directory, end, jars, run, tool
+from apache import HERE, JVM, SERVER_VERSION, end, jars, made_once, run, tool
 from wire import Server, wait_until
 
 CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]
@@ -195,11 +195,11 @@ def java_peer(version: str, directory: Path, *, kind: str = "client", variant: s
     if not version.startswith("4."):
         sources += sorted((HERE / "java" / "v5").glob("*.java"))
     text = b"".join(source.read_bytes() for source in sources)
-    classes = cache_directory() / f"classes-{version}-{zlib.crc32(text):08x}"
-    if not classes.is_dir():
-        partial = classes.with_name(f"{classes.name}.{os.getpid()}.partial")
-        run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(partial), *map(str, sources)])
-        partial.rename(classes)
+
+    def compiled(into: Path) -> None:
+        run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(into), *map(str, sources)])
+
+    classes = made_once(f"classes-{version}-{zlib.crc32(text):08x}", compiled)
     settings = {
         "user.home": directory,
         "rocketmq.client.logRoot": directory,
@@ -220,11 +220,11 @@ def java_peer(version: str, directory: Path, *, kind: str = "client", variant: s
 def go_peer(directory: Path, *, variant: str = "") -> Peer:
     source = HERE / "go"
     text = "".join((source / name).read_text() for name in ("main.go", "go.mod", "go.sum"))
-    binary = cache_directory() / f"go-peer-{zlib.crc32(text.encode()):08x}"
-    if not binary.exists():
-        partial = binary.with_name(f"{binary.name}.{os.getpid()}.partial")
-        run([tool("go"), "build", "-o", str(partial), "."], cwd=source)
-        partial.rename(binary)
+
+    def built(into: Path) -> None:
+        run([tool("go"), "build", "-o", str(into), "."], cwd=source)
+
+    binary = made_once(f"go-peer-{zlib.crc32(text.encode()):08x}", built)
     environment = {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"}
     if variant == "acl":
         environment |= {"PEER_ACCESS_KEY": ACCESS_KEY, "PEER_SECRET_KEY": SECRET_KEY}
