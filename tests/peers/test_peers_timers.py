@@ -142,7 +142,7 @@ def test_what_waits_moves_with_its_store_from_apache_to_ours_and_back(
     try:
         create_topic(theirs, name)
         first = send(theirs, "a", 10_000)
-        second = send(theirs, "b", 42_000)
+        second = send(theirs, "b", 60_000)
         recall(theirs, first[1], "a1")
         time.sleep(2.5)  # it saves its wheel every second
     finally:
@@ -151,7 +151,7 @@ def test_what_waits_moves_with_its_store_from_apache_to_ours_and_back(
     try:
         recall(ours, first[3], "a3")
         recall(ours, second[2], "b2")
-        third = send(ours, "c", 32_000)
+        third = send(ours, "c", 45_000)
         recall(ours, third[0], "c0")
         wait_until(lambda: len(came(client, ours, name)) >= 3, "what was sent to Apache's broker")
         found = came(client, ours, name)
