@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger("rocketq.server")
 RESTART = (1.0, 30.0)
 #: a broker process that ran for this long starts again with the shortest pause
 HEALTHY = 60.0
+#: file descriptors that a daemon asks for at most
+MOST_FILES = 1 << 20
 _CANNOT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 #: s that a broker process has for its graceful stop
 STOP = 30.0
@@ -280,7 +283,20 @@ def run(
     _run_loop(main())
 
 
+def _raise_file_limit() -> None:
+    """Take all file descriptors that this process may have, as Java does: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError) as error:  # not every system has what it promises
+        log.info("%d files can be open, not %d: %s", soft, most, error)
+
+
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    _raise_file_limit()
     try:
         import uvloop
     except ImportError:

@@ -62,6 +62,8 @@ ATTRIBUTES: dict[str, tuple[str, ...] | None] = {
     "message.type": ("UNSPECIFIED", "MIXED", "TRANSACTION", "PRIORITY", "FIFO", "DELAY", "NORMAL"),
     "reserve.time": None,
 }
+#: Queues of one topic: whoever asks for its statistics looks at each.
+MAX_QUEUES = 16_384
 UNCHANGEABLE = frozenset({"queue.type", "cleanup.policy"})
 
 
@@ -137,6 +139,13 @@ class Admin:
             remark = f"The topic[{topic}] is conflict with system topic."
             raise Refused(ResponseCode.INVALID_PARAMETER, remark)
 
+    @staticmethod
+    def _check_queues(of: str, *numbers: int) -> None:
+        for number in numbers:
+            if not 0 <= number <= MAX_QUEUES:
+                remark = f"{of} is to have {number} queues: it can have 0 to {MAX_QUEUES}"
+                raise Refused(ResponseCode.INVALID_PARAMETER, remark)
+
     def _attributes(self, topic: str, changes: dict[str, str]) -> dict[str, str]:
         """The attributes of `topic` after `changes` (``+key`` -> value, ``-key`` -> anything)."""
         known = self._topics.get(topic)
@@ -176,6 +185,7 @@ class Admin:
                 changes[key] = value
         try:
             self._check_topic(header.topic)
+            self._check_queues(f"topic {header.topic}", header.read_queue_nums, header.write_queue_nums)
             attributes = self._attributes(header.topic, changes)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
@@ -200,6 +210,7 @@ class Admin:
         try:
             for topic in topics:
                 self._check_topic(topic.topic_name)
+                self._check_queues(f"topic {topic.topic_name}", topic.read_queue_nums, topic.write_queue_nums)
                 topic.attributes = self._attributes(topic.topic_name, topic.attributes)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
@@ -306,6 +317,7 @@ class Admin:
         wrong = names.check_group(group.group_name)
         if wrong is not None:
             raise Refused(ResponseCode.INVALID_PARAMETER, wrong)
+        self._check_queues(f"the retry topic of group {group.group_name}", group.retry_queue_nums)
         known = self._groups.get(group.group_name, auto_create=False)
         attributes = dict(known.attributes) if known else {}
         for sign_and_key, text in group.attributes.items():

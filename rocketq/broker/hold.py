@@ -19,6 +19,9 @@ log = logging.getLogger("rocketq.broker")
 
 #: Seconds; the precision of deadlines.
 TICK = 0.1
+#: Pulls that may be held in all, and of one connection. A client has one for each queue that it consumes.
+MOST = 200_000
+MOST_OF_ONE = 20_000
 
 
 class Waiter:
@@ -75,8 +78,10 @@ class Hold:
         self._timer: asyncio.TimerHandle | None = None
         self._woken: dict[Waiter, None] = {}
 
-    def add(self, waiter: Waiter, seconds: float) -> None:
-        """Hold a pull for at most `seconds`."""
+    def add(self, waiter: Waiter, seconds: float) -> bool:
+        """Hold a pull for at most `seconds`. False when too many are held already."""
+        if self.count >= MOST or len(self._connections.get(waiter.connection, ())) >= MOST_OF_ONE:
+            return False
         now = time.monotonic()
         waiter.bucket = int((now + max(0.0, seconds)) / TICK) + 1
         self._queues.setdefault(waiter.key, {})[waiter] = None
@@ -86,6 +91,7 @@ class Hold:
         if self._timer is None:
             self._done_bucket = int(now / TICK)
             self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+        return True
 
     def arrived(self, messages: Iterable[Appended]) -> None:
         """Messages became readable: wake, on the loop's next turn, the pulls that wait for one of them."""

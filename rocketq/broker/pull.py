@@ -160,7 +160,9 @@ class Pull:
             timeout = header.suspend_timeout_millis
             if not config.long_polling_enable:
                 timeout = config.short_polling_time_mills
-            self._hold.add(waiter, timeout / 1000)
+            if not self._hold.add(waiter, timeout / 1000):
+                remark = "[TOO_MANY_PULLS]too many pulls wait for messages on this broker or this connection"
+                return encode_response(request, ResponseCode.SYSTEM_BUSY, remark)
             return None
         suggested = self._suggested(header, result) if config.slave_read_enable else 0
         return self._answer(request.opaque, request.serialize_type, code, result, suggested)

@@ -229,7 +229,7 @@ class FrameDecoder:
                 (length,) = _INT.unpack_from(data, offset)
                 if not 4 <= length <= self.max_frame:
                     raise ProtocolError(f"frame length {length} is not within 4 and {self.max_frame}")
-                self._needed = 4 + length
+                self._needed = 4 + length if end - offset >= 8 else 8  # a lie about the header is found early
             else:
                 self._needed = 4
         except ProtocolError as error:

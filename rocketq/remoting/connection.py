@@ -67,7 +67,15 @@ Handler = Callable[["Connection", Command], Reply | Awaitable[Reply]]
 class Counters:
     """What happened on all connections of one server or client."""
 
-    __slots__ = ("connections", "cut_off", "frames", "handler_errors", "protocol_errors", "unexpected_answers")
+    __slots__ = (
+        "connections",
+        "cut_off",
+        "frames",
+        "handler_errors",
+        "protocol_errors",
+        "refused",
+        "unexpected_answers",
+    )
 
     def __init__(self) -> None:
         #: connections made
@@ -78,8 +86,10 @@ class Counters:
         self.protocol_errors = 0
         #: handlers that raised
         self.handler_errors = 0
-        #: connections closed because the peer did not read
+        #: connections closed because the peer did not read, or finish what it sent
         self.cut_off = 0
+        #: connections closed at once, because there are too many
+        self.refused = 0
         #: answers to no request
         self.unexpected_answers = 0
 
@@ -284,13 +294,16 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._last_active = self._loop.time()
-        commands = self.session.decoder.feed(data)
+        decoder = self.session.decoder
+        begun = decoder.buffered
+        commands = decoder.feed(data)
+        if commands or not begun:  # pieces of a frame that does not end are no sign of life
+            self._last_active = self._loop.time()
         if self._held:
             self._held += commands
         elif commands:
             self._handle(commands)
-        if self.session.decoder.error is not None:
+        if decoder.error is not None:
             self._garbage()
 
     def pause_writing(self) -> None:
@@ -461,10 +474,22 @@ class Connection(asyncio.Protocol):
         else:
             transport.writelines(out[:-1])  # does not call pause_writing in asyncio of Python 3.12 and 3.13.0 …
             transport.write(out[-1])  # … but this does
-        if self._write_paused and transport.get_write_buffer_size() > MAX_UNSENT:
-            self.counters.cut_off += 1
-            log.warning("cutting %s off: it left %d MiB unread", self.peer, MAX_UNSENT >> 20)
-            self.abort()
+        if self._write_paused:
+            self._limit_unread()
+
+    def unread(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def _limit_unread(self) -> None:
+        if self.unread() > MAX_UNSENT:
+            self.cut_off(f"it left {MAX_UNSENT >> 20} MiB unread")
+
+    def cut_off(self, reason: str) -> None:
+        """Close at once, because the peer costs too much."""
+        self.counters.cut_off += 1
+        log.warning("cutting %s off: %s", self.peer, reason)
+        self.abort()
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import ssl
-from typing import cast
+from typing import ClassVar, cast
 
 from rocketq.remoting.codes import MAX_FRAME
 from rocketq.remoting.connection import (
@@ -34,6 +35,20 @@ log = logging.getLogger("rocketq.remoting")
 BACKLOG = 1024
 #: Seconds that :meth:`Server.stop` gives the peers to read the last answers.
 STOP_GRACE = 1.0
+#: Bytes that unfinished frames of all peers of a server may take together; beyond it the largest one's is cut off.
+MAX_UNFINISHED = 512 << 20
+#: Bytes that all peers of a server together may leave unread; beyond it the one with most is cut off.
+MAX_UNREAD = 512 << 20
+#: Seconds between two warnings about connections that are refused.
+REFUSED_AGAIN = 60.0
+
+
+def max_connections() -> int:
+    """How many connections this process may accept: a quarter of its file descriptors, at most 1024, is for files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 1 << 30
+    return soft - min(1024, max(64, soft // 4))
 
 
 class Server:
@@ -41,6 +56,9 @@ class Server:
 
     `idle_timeout` in seconds: connections on which nothing happens for so long are closed. `max_frame` in bytes.
     """
+
+    #: connections of all servers of this process
+    accepted: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -60,8 +78,11 @@ class Server:
         self._max_frame = max_frame
         self._listener: asyncio.Server | None = None
         #: in the order in which they came
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[_ServerConnection, None] = {}
         self.counters = Counters()
+        self.unfinished = 0
+        self.not_reading: dict[_ServerConnection, None] = {}
+        self._refused_at = -REFUSED_AGAIN
 
     async def start(self) -> None:
         """Listen. Raises OSError when the port is taken, ConfigError for unusable TLS files."""
@@ -95,6 +116,38 @@ class Server:
                     connection.abort()
                 await asyncio.wait(waiting)
 
+    def has_room(self) -> bool:
+        """Whether the connection that has just been accepted may stay."""
+        most = max_connections()
+        if Server.accepted <= most:
+            return True
+        now = asyncio.get_running_loop().time()
+        if now - self._refused_at >= REFUSED_AGAIN:
+            self._refused_at = now
+            log.warning(
+                "%d connections are open, new ones on port %d are closed at once: raise the limit of open files "
+                "(ulimit -n)",
+                most,
+                self.port,
+            )
+        return False
+
+    def limit_unfinished(self) -> None:
+        """Cut the largest unfinished frame off when all together take too much."""
+        if self.unfinished > MAX_UNFINISHED:
+            largest = max(self.connections, key=lambda one: one.unfinished)
+            size = largest.forget_unfinished()
+            largest.cut_off(f"unfinished frames take {MAX_UNFINISHED >> 20} MiB, the largest is its {size} bytes")
+
+    def limit_unread(self) -> None:
+        """Cut off who reads least when all together leave too much unread."""
+        open_ones = [one for one in self.not_reading if not one.closed]
+        if sum(one.unread() for one in open_ones) > MAX_UNREAD:
+            slowest = max(open_ones, key=Connection.unread)
+            slowest.cut_off(
+                f"{MAX_UNREAD >> 20} MiB of answers are unread, most of them, {slowest.unread()}, here"
+            )
+
     def _connection(self, loop: asyncio.AbstractEventLoop) -> _ServerConnection:
         session = Session(loop.time, max_in_flight=MAX_IN_FLIGHT, max_frame=self._max_frame)
         return _ServerConnection(self, loop, session)
@@ -103,7 +156,7 @@ class Server:
 class _ServerConnection(Connection):
     """A connection that its server knows of while it lasts."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "unfinished")
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, session: Session) -> None:
         super().__init__(
@@ -115,13 +168,49 @@ class _ServerConnection(Connection):
             throttle=True,
         )
         self._server = server
+        #: bytes of a frame that has not ended yet
+        self.unfinished = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._server.connections[self] = None
+        Server.accepted += 1
+        if not self._server.has_room():
+            self.counters.refused += 1
+            self.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        held = self.session.decoder.buffered
+        if held != self.unfinished:
+            self._server.unfinished += held - self.unfinished
+            self.unfinished = held
+            self._server.limit_unfinished()
+
+    def forget_unfinished(self) -> int:
+        """Count this connection's unfinished frame no more; returns its size."""
+        size, self.unfinished = self.unfinished, 0
+        self._server.unfinished -= size
+        return size
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._server.not_reading[self] = None
+
+    def resume_writing(self) -> None:
+        self._server.not_reading.pop(self, None)
+        super().resume_writing()
+
+    def _limit_unread(self) -> None:
+        super()._limit_unread()
+        if not self.closed:
+            self._server.limit_unread()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        Server.accepted -= 1
         self._server.connections.pop(self, None)
+        self._server.not_reading.pop(self, None)
+        self.forget_unfinished()
         super().connection_lost(exc)
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from broker_wire import running
+from broker_wire import Wire, running
 
 NAMES = [
     "../../escaped",
@@ -76,3 +76,46 @@ def test_names_of_strangers_make_no_files_elsewhere(tmp_path: Path, name: str) -
     assert not Path("/tmp/rocketq-escaped").exists()
     for queue in (root / "consumequeue").iterdir():
         assert all(part not in queue.name for part in ("/", "..", "\n", "xxxxxxxxxx")), queue
+
+
+@pytest.mark.parametrize("number", ["2147483647", "16385", "-1"])
+def test_topics_cannot_have_more_queues_than_can_be_looked_at(tmp_path: Path, number: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            topics = json.dumps({"topicConfigList": [{"topicName": "T", "readQueueNums": int(number)}]}).encode()
+            group = json.dumps({"groupName": "G", "retryQueueNums": int(number)}).encode()
+            answers = [
+                await wire.call(17, REST | {"topic": "T", "readQueueNums": number, "defaultTopic": "TBW102"}),
+                await wire.call(17, REST | {"topic": "T", "writeQueueNums": number, "defaultTopic": "TBW102"}),
+                await wire.call(18, {}, topics),
+                await wire.call(200, {}, group),
+            ]
+            for answer in answers:
+                assert answer.code == 29, answer.remark
+                assert f"{number} queues: it can have 0 to 16384" in answer.remark
+            assert "T" not in broker.topics.table
+
+    asyncio.run(main())
+
+
+def test_pulls_beyond_what_is_held_are_refused_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rocketq.broker.hold.MOST_OF_ONE", 3)
+
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            await wire.store("T")
+            held = [wire.pull_request("T", 1, suspend=60_000) for _ in range(3)]
+            refused = await wire.pull("T", 1, suspend=60_000)
+            assert refused.code == 2
+            assert "too many pulls" in refused.remark
+            other = await Wire.connect(broker.port)
+            waiting = other.pull_request("T", 1, suspend=60_000)
+            await wire.until(lambda: broker.hold.count == 4, what="the other connection's pull is held")
+            await wire.store("T")
+            assert (await other.answer(waiting)).code == 0
+            assert [(await wire.answer(opaque)).code for opaque in held] == [0, 0, 0]
+            await other.close()
+
+    asyncio.run(main())

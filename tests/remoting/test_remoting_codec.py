@@ -1,12 +1,7 @@
 """Frames and headers: round trips, any split of the stream, and what garbage does."""
 
-import importlib
-import importlib.util
 import random
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +19,6 @@ from rocketq.remoting.command import (
     encode_response,
     frame,
 )
-
-FUZZ = Path(__file__).parent.parent / "fuzz" / "fuzz_frames.py"
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -105,21 +98,6 @@ def test_one_wrong_byte_never_raises(command: Command, where: int, byte: int) ->
             received.header(headers.PullMessageHeader)
         except HeaderError:
             continue
-
-
-def test_the_fuzz_target_finds_nothing_in_a_short_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FUZZ.parent))
-    fuzz_frames = importlib.import_module("fuzz_frames")
-
-    fuzz_frames.loop(3000, seed=random.randrange(2**32))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("atheris") is not None, reason="atheris runs until it is stopped")
-def test_the_fuzz_target_runs_by_itself() -> None:
-    command = [sys.executable, str(FUZZ), "--rounds", "50", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "50 random rounds, seed 1" in done.stdout
 
 
 def test_a_frame_at_the_limit_passes_and_one_byte_more_does_not() -> None:

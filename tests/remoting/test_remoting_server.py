@@ -335,6 +335,113 @@ def test_a_peer_that_does_not_read_what_it_is_sent_is_cut_off(run) -> None:
     run(main())
 
 
+def test_a_frame_that_comes_byte_by_byte_has_a_deadline(run) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service, idle_timeout=0.6)
+        await server.start()
+        async with Peer(server.port) as slow:
+
+            async def drip() -> None:
+                for byte in encode_request(ECHO, 1, {"name": "x" * 10_000}):
+                    slow.send(bytes([byte]))
+                    await asyncio.sleep(0.02)
+
+            dripping = asyncio.create_task(drip())
+            assert await slow.closed()
+            dripping.cancel()
+            assert not service.requests
+        await server.stop()
+
+    run(main())
+
+
+def test_unfinished_frames_of_all_peers_together_are_bounded(run, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("rocketq.remoting.server.MAX_UNFINISHED", 1 << 20)
+
+    async def main() -> None:
+        server = Server(EchoService())
+        await server.start()
+        async with Peer(server.port) as small, Peer(server.port) as large, Peer(server.port) as third:
+            whole = encode_request(ECHO, 7, body=bytes(700_000))
+            small.send(whole[:300_000])
+            await until(lambda: server.unfinished == 300_000)
+            large.send(whole[:500_000])
+            await until(lambda: server.unfinished == 800_000)
+            third.send(whole[:400_000])
+            assert await large.closed()
+            await until(lambda: len(server.connections) == 2)
+            assert server.unfinished <= 700_000
+            assert server.counters.cut_off == 1
+            for peer, sent in ((third, 400_000), (small, 300_000)):
+                peer.send(whole[sent:])
+                assert (await peer.receive(1))[0].opaque == 7
+            assert server.unfinished == 0
+        await server.stop()
+
+    run(main())
+    assert "unfinished frames take 1 MiB" in caplog.text
+
+
+def test_unread_answers_of_all_peers_together_are_bounded(run, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("rocketq.remoting.server.MAX_UNREAD", 16 << 20)
+
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as one, Peer(server.port) as two, Peer(server.port) as reader:
+            for peer in (one, two):
+                peer.writer.transport.pause_reading()
+            await until(lambda: len(server.connections) == 3)
+            deaf = [each for each in server.connections if each.peer != _name(reader)]
+            for connection, count in zip(deaf, (1, 4), strict=True):
+                for _ in range(count):
+                    connection.write(bytes(8 << 20))
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+            await until(lambda: len(server.connections) == 2)
+            assert not deaf[0].closed, "the one with less"
+            assert deaf[1].closed
+            reader.send(encode_request(ECHO, 9))
+            assert (await reader.receive(1))[0].opaque == 9
+        await server.stop()
+
+    run(main())
+    assert "16 MiB of answers are unread" in caplog.text
+
+
+def _name(peer: Peer) -> str:
+    host, port = peer.writer.get_extra_info("sockname")
+    return f"{host}:{port}"
+
+
+def test_connections_beyond_what_files_allow_are_closed_at_once_and_others_go_on(run, monkeypatch, caplog) -> None:
+    async def main() -> None:
+        server = Server(EchoService())
+        most = Server.accepted + 2
+        monkeypatch.setattr("rocketq.remoting.server.max_connections", lambda: most)
+        await server.start()
+        async with Peer(server.port) as first, Peer(server.port) as second:
+            await until(lambda: len(server.connections) == 2)
+            for _ in range(3):
+                async with Peer(server.port) as refused:
+                    assert await refused.closed()
+            for number, peer in enumerate((first, second)):
+                peer.send(encode_request(ECHO, number))
+                assert (await peer.receive(1))[0].opaque == number
+        await until(lambda: not server.connections)
+        async with Peer(server.port) as again:
+            again.send(encode_request(ECHO, 5))
+            assert (await again.receive(1))[0].opaque == 5
+        assert server.counters.refused == 3
+        await server.stop()
+
+    run(main())
+    assert caplog.text.count("are closed at once") == 1
+    assert "raise the limit of open files" in caplog.text
+
+
 def test_too_many_waiting_requests_of_one_connection_are_refused(run, monkeypatch) -> None:
     monkeypatch.setattr("rocketq.remoting.connection.MAX_WAITING", 3)
 

@@ -1,6 +1,5 @@
 """What is there after a process died, a disk lost power, or bytes were damaged."""
 
-import importlib
 import os
 import random
 import shutil
@@ -382,14 +381,6 @@ def test_the_scanner_survives_any_bytes(tmp_path):
         scan = Scan(log, OsFiles(), True)
         assert list(scan.records(0)) == []
         assert scan.next_record(0) is None
-
-
-def test_a_short_run_of_the_fuzz_target_finds_nothing(monkeypatch, caplog):
-    caplog.set_level("CRITICAL", "rocketq.store")
-    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), "..", "fuzz"))
-    fuzz_store = importlib.import_module("fuzz_store")
-    opened = fuzz_store.loop(50, seed=random.randrange(2**32))
-    assert 5 < opened < 50
 
 
 def test_reserved_space_that_the_system_has_read_is_no_torn_tail(opened):
