@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import click
 
 from rocketq.cli.options import ClientOptions, client_options, confirm, yes_option
-from rocketq.cli.output import done, print_json, show
+from rocketq.cli.output import done, print_json, show, time_text
 from rocketq.client.admin import Broker
 from rocketq.errors import BrokerError, ConfigError, RemotingError, RocketQError
 
@@ -57,6 +57,57 @@ def status(options: ClientOptions, broker: str) -> None:
         print_json(dict(sorted(info.items())))
     else:
         show(False, ["KEY", "VALUE"], [[key, value] for key, value in sorted(info.items())])
+
+
+@click.command("ha-status")
+@click.argument("broker", required=False)
+@client_options
+def ha_status(options: ClientOptions, broker: str | None) -> None:
+    """Show how far slaves are behind their masters. BROKER: a master's name, or an address; all brokers without one.
+
+    A master shows its slaves: their address, how far they are, how many bytes they lack, when they last said so. A
+    slave shows where its master is.
+    """
+    rows: list[list[object]] = []
+    with options.admin() as admin:
+        for one in [admin.broker(broker)] if broker else admin.brokers():
+            status = admin.ha_status(one.address)
+            who: list[object] = [one.name, one.broker_id, one.address]
+            if not status.get("master"):
+                own = status.get("haClientRuntimeInfo") or {}
+                master = own.get("masterAddr") or ""
+                rows.append(
+                    [
+                        *who,
+                        f"slave of {master}",
+                        own.get("maxOffset"),
+                        None,
+                        None,
+                        time_text(own.get("lastReadTimestamp") or 0),
+                        "",
+                    ]
+                )
+                continue
+            slaves = status.get("haConnectionInfo") or []
+            if not slaves:
+                rows.append([*who, "no slave", status.get("masterCommitLogMaxOffset"), None, None, None, ""])
+            for slave in slaves:
+                rows.append(
+                    [
+                        *who,
+                        slave.get("addr"),
+                        slave.get("slaveAckOffset"),
+                        slave.get("diff"),
+                        slave.get("inSync"),
+                        time_text(slave.get("lastAckTimestamp") or 0),
+                        slave.get("problem") or "",
+                    ]
+                )
+    show(
+        options.as_json,
+        ["BROKER", "ID", "ADDRESS", "PEER", "OFFSET", "BEHIND BYTES", "IN SYNC", "LAST HEARD", "PROBLEM"],
+        rows,
+    )
 
 
 @click.group("config")

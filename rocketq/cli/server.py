@@ -27,6 +27,7 @@ BROKER_COMMANDS = {
     "status": "rocketq.cli.broker_admin:status",
     "config": "rocketq.cli.broker_admin:broker_config",
     "clean": "rocketq.cli.broker_admin:clean",
+    "ha-status": "rocketq.cli.broker_admin:ha_status",
     "wipe-write": "rocketq.cli.broker_admin:wipe_write",
     "add-write": "rocketq.cli.broker_admin:add_write",
 }

@@ -103,6 +103,11 @@ class Admin:
         """What a broker says about itself, as text by name."""
         return KVTable.decode(bytes(self.ask(address, RequestCode.GET_BROKER_RUNTIME_INFO).body)).table
 
+    def ha_status(self, address: str) -> dict[str, Any]:
+        """What a broker says of replication (`HARuntimeInfo`): a master of its slaves, a slave of its master."""
+        status: dict[str, Any] = _json(self.ask(address, RequestCode.GET_BROKER_HA_STATUS))
+        return status
+
     def broker(self, name: str) -> Broker:
         """The broker with that address, or the master with that name. Raises RouteNotFound."""
         brokers = self.brokers()

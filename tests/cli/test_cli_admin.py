@@ -6,7 +6,7 @@ import time
 import click
 import pytest
 from click.testing import CliRunner
-from servers import start_server
+from servers import ServerProcess, start_server, wait_until
 
 from rocketq.cli.main import COMMANDS, main
 from rocketq.client.admin import Admin
@@ -60,6 +60,27 @@ def commit(server, group: str, topic: str, queue_id: int, offset: int) -> None:
     )
     assert client.call(server.broker, RequestCode.UPDATE_CONSUMER_OFFSET, header).code == 0
     client.close()
+
+
+def test_how_far_slaves_are(server, cli, tmp_path):
+    def shown():
+        return cli("broker", "ha-status", "--json")
+
+    (alone,) = shown()
+    assert (alone["broker"], alone["peer"], alone["in_sync"]) == ("broker-0", "no slave", None)
+    settings = ("brokerRole=SLAVE", "brokerId=1", "maxHashSlotNum=1000", "maxIndexNum=4000")
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    where = ("--namesrv", server.namesrv, "--name", "broker-0", "--data", tmp_path, "--port", "0")
+    with ServerProcess("broker", *where, "--host", "127.0.0.1", *chosen) as slave:
+        wait_until(lambda: [row["in_sync"] for row in shown()] == [True, None], 60, "the slave is in sync")
+        master, copy = shown()
+        assert (master["offset"], master["behind_bytes"], master["problem"]) == (copy["offset"], 0, "")
+        assert master["last_heard"].startswith("20")
+        assert (copy["id"], copy["address"]) == (1, slave.broker)
+        assert copy["peer"].startswith("slave of 127.0.0.1:")
+        assert "BEHIND BYTES" in cli("broker", "ha-status", "broker-0")[0]
+        slave.stop()
+    wait_until(lambda: len(shown()) == 1, 60, "the slave is gone")
 
 
 def test_a_topic_from_creation_to_deletion(server, cli):
