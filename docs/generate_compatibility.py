@@ -53,6 +53,7 @@ BROKER: dict[str, list[int]] = {
     "Offsets of groups": [208, 317, 303, 308, 314, 222, 223],
     "Brokers": [25, 26, 28, 315, 306, 316, 329, 907],
     "State that slaves copy": [43, 45, 60, 61],
+    "Of our own": [30061],
 }
 NAMESRV: dict[str, list[int]] = {
     "Routes": [105, 106, 206, 224, 304, 311, 312, 313, 216, 217],
@@ -67,7 +68,7 @@ LEFT_OUT = [
     ("354, 355, 5001", "RocksDB as a store", "there is no RocksDB here"),
     ("513", "static topics (logical queues)", "not part of this server"),
     ("902, 903", "broker containers", "`rocketq server --brokers N` runs several brokers"),
-    ("906, 908, 1001–1013", "replication and the controller", "not part of this server"),
+    ("906, 908, 1001–1013", "the controller: elections", "a person decides (docs/replication.md)"),
     ("2001–2004", "cold data", "about Apache's memory mappings"),
     ("3001–3010", "users and ACLs of 5.x", "accounts stand in plain_acl.yml (docs/security.md)"),
 ]

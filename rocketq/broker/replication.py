@@ -27,7 +27,8 @@ from rocketq.store.store import Appended, MessageStore
 log = logging.getLogger("rocketq.broker")
 
 _C, _R = RequestCode, ResponseCode
-#: What a slave refuses, and the code that tells clients to go elsewhere.
+#: What a slave refuses, and the code that tells clients to go elsewhere. For sends it is that of Apache's 4.9; 5.4 says
+#: SYSTEM_BUSY, with which no client tries another broker.
 REFUSED: dict[int, ResponseCode] = {
     **dict.fromkeys(
         (

@@ -206,6 +206,10 @@ class Apache:
         while self._processes:
             end(self._processes.pop(), signal.SIGKILL)
 
+    def kill_broker(self) -> None:
+        """kill -9 of the broker; the NameServer goes on."""
+        end(self._processes.pop(), signal.SIGKILL)
+
     def _java(self, name: str, libraries: Path, heap: list[str], main: str, properties: dict[str, object]) -> None:
         config = self.directory / f"{name}.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
