@@ -99,18 +99,18 @@ class Offsets:
         self._dirty = True
 
     def forget_lost(self) -> None:
-        """After an unclean stop: take back offsets that lie behind the end of their queue.
+        """Take back offsets that lie behind the end of their queue: after an unclean stop, and when a slave stops.
 
-        A power failure may have taken messages that were consumed and not yet on disk. New messages get their
-        offsets, and a group that went on from where it was would skip them.
+        A power failure may have taken messages that were consumed and not yet on disk; a slave may have copied offsets
+        before it had the messages. New messages get their offsets, and a group that went on from where it was would
+        skip them.
         """
         for (topic, group), queues in self.table.items():
             for queue_id, offset in queues.items():
                 end = self._store.max_offset(topic, queue_id)
                 if offset > end:
                     log.warning(
-                        "group %s was at %d of topic %s queue %d, which ends at %d since the unclean stop: going "
-                        "on there",
+                        "group %s was at %d of topic %s queue %d, which ends at %d here: going on there",
                         *(group, offset, topic, queue_id, end),
                     )
                     queues[queue_id] = end

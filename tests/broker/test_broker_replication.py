@@ -6,6 +6,7 @@ import json
 import pytest
 from replication_kit import RawSlave, caught_up, cluster, log_bytes, until
 
+from rocketq.client import PushConsumer
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError
 
@@ -208,6 +209,32 @@ def test_consumers_that_are_far_behind_are_sent_to_the_slave(tmp_path):
     run(test, tmp_path)
 
 
+def test_our_consumer_goes_to_the_slave_when_it_is_sent_there(tmp_path):
+    async def test(made):
+        memory = {"slave_read_enable": True, "access_message_in_memory_max_ratio": 0}
+        master, wire = await made.master(**memory)
+        for number in range(200):
+            await wire.store("T", b"%d" % number)
+        slave, _ = await made.slave(**memory)
+        await caught_up(master, slave)
+        await until(lambda: "T" in slave.topics.table, "the topic")
+        seen = []
+
+        async def handle(messages):
+            seen.extend(int(message.body) for message in messages)
+
+        consumer = PushConsumer("G", f"127.0.0.1:{made.namesrv.port}", handle, from_where="FIRST", ordered=True)
+        consumer.subscribe("T")
+        await consumer.start()
+        await until(lambda: len(seen) >= 200, "all messages", 40)
+        await consumer.close()
+        assert seen == list(range(200))
+        assert slave.statistics.get_messages > 100
+        assert master.offsets.query("G", "T", 0) == 200  # commits go to the master
+
+    run(test, tmp_path)
+
+
 # the stream
 
 
@@ -366,6 +393,28 @@ def test_a_slave_started_as_a_master_goes_on(tmp_path):
         found = [message.body for message in await wire.messages("T")]
         assert sorted(found) == [b"gone", b"level", b"plain", b"timed"]
         assert (await wire.store("T", b"new")).code == 0
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"broker_role": "SYNC_MASTER", "in_sync_replicas": 2}])
+def test_a_slave_started_as_a_master_skips_no_message_that_it_does_not_have(tmp_path, settings):
+    """Its group was further on the lost master than the slave's log."""
+
+    async def test(made):
+        master, wire = await made.master()
+        await wire.store("T", b"1")
+        slave, _ = await made.slave()
+        await caught_up(master, slave)
+        await until(lambda: "T" in slave.topics.table, "the topic")
+        await made.stop(master)
+        slave.offsets.copy({"offsetTable": {"T@G": {"0": 5}}})
+        await made.stop(slave)
+        _, wire = await made.master("slave", **settings)
+        answer = await wire.call(14, {"consumerGroup": "G", "topic": "T", "queueId": 0})
+        assert answer.ext["offset"] == "1"
+        assert (await wire.store("T", b"2")).code == (11 if settings else 0)
+        assert [message.body for message in await wire.messages("T", 1)] == [b"2"]
 
     run(test, tmp_path)
 
