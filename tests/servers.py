@@ -88,7 +88,13 @@ class ServerProcess:
                 pipe.close()
 
 
-def start_server(data: Path, *arguments: str, namesrv_port: int = 0, broker_port: int = 0) -> ServerProcess:
+def start_server(
+    data: Path,
+    *arguments: str,
+    namesrv_port: int = 0,
+    broker_port: int = 0,
+    program: tuple[str, ...] = ("-m", "rocketq"),
+) -> ServerProcess:
     """`rocketq server` with its data under `data`."""
     return ServerProcess(
         "server",
@@ -99,4 +105,5 @@ def start_server(data: Path, *arguments: str, namesrv_port: int = 0, broker_port
         "--broker-port",
         str(broker_port),
         *arguments,
+        program=program,
     )

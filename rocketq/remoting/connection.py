@@ -31,6 +31,8 @@ FLUSH_AT = 1 << 20
 JOIN_BELOW = 128 * 1024
 #: A peer that leaves this many bytes unread is cut off (more than a frame, so that one frame always passes).
 MAX_UNSENT = 64 << 20
+#: Seconds that the requests of one read may take before other connections have their turn (servers).
+TURN = 0.05
 #: Requests of one connection that may wait inside an asynchronous handler.
 MAX_WAITING = 10_000
 
@@ -318,10 +320,16 @@ class Connection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         self._drained.clear()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Handle what was held back, and read on when nothing is left of it."""
+        if self.closed or self._write_paused:
+            return  # resume_writing comes here again
         if self._held:
             held, self._held = self._held, []
             self._handle(held)
-        if self._throttle and not self._write_paused and not self._transport.is_closing():
+        if self._throttle and not self._held and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -354,6 +362,8 @@ class Connection(asyncio.Protocol):
         self._batch = True
         requests = False
         handled = 0
+        now = self._loop.time
+        turn_ends = now() + TURN if self._throttle else math.inf
         for command in commands:
             handled += 1
             flag = command.flag
@@ -381,8 +391,14 @@ class Connection(asyncio.Protocol):
                 if self.closed or (self._write_paused and self._throttle):
                     break
                 self._batch = True
+            if not handled & 7 and handled < len(commands) and now() > turn_ends:
+                self._end_batch()
+                break
         if handled < len(commands) and not self.closed:
             self._held = commands[handled:]
+            if not self._write_paused and not self._transport.is_closing():
+                self._transport.pause_reading()
+                self._loop.call_soon(self._go_on)
         elif requests:
             self._end_batch()
         else:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import struct
+import time
 
 import pytest
 from remoting_peers import (
@@ -330,6 +331,33 @@ def test_a_peer_that_does_not_read_what_it_is_sent_is_cut_off(run) -> None:
                 await asyncio.sleep(0)
             await until(lambda: service.lost)
             assert server.counters.cut_off == 1
+        await server.stop()
+
+    run(main())
+
+
+def test_many_slow_requests_of_one_peer_leave_others_their_turn(run) -> None:
+    class SlowService(EchoService):
+        def handle(self, connection, request):
+            if request.opaque >= 1000:
+                time.sleep(0.005)
+            return super().handle(connection, request)
+
+    async def main() -> None:
+        service = SlowService()
+        server = Server(service)
+        await server.start()
+        async with Peer(server.port) as greedy, Peer(server.port) as other:
+            await until(lambda: len(server.connections) == 2)
+            greedy.send(b"".join(encode_request(ECHO, 1000 + number) for number in range(300)))
+            await until(lambda: service.requests)
+            other.send(encode_request(ECHO, 1))
+            assert (await other.receive(1))[0].opaque == 1
+            assert len(service.requests) < 300
+            answers = await greedy.receive(300)
+            assert [answer.opaque for answer in answers] == list(range(1000, 1300))
+            greedy.send(encode_request(ECHO, 2))  # and it is read again
+            assert (await greedy.receive(1))[0].opaque == 2
         await server.stop()
 
     run(main())
