@@ -28,7 +28,7 @@ from rocketq.client.send_back import LEVELS, SendBack
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.troubles import Troubles
 from rocketq.client.waiting import cancel_all, wait_event
-from rocketq.errors import BrokerError, ConfigError, RocketQError, RouteNotFound
+from rocketq.errors import BrokerError, ConfigError, RequestTimeout, RocketQError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
 from rocketq.names import AUTO_CREATE_TOPIC, RETRY_PREFIX, retry_topic
@@ -43,6 +43,8 @@ log = logging.getLogger("rocketq.client")
 
 #: Seconds that a pop waits at the broker for messages, and that its answer may be late.
 POLL, LATE = 15.0, 5.0
+#: What is answered "nothing" sooner than this (seconds) was refused: the broker's clock is ahead of ours.
+TOO_SOON = POLL / 4
 #: Seconds between looks for brokers that are new.
 LOOK = 20.0
 #: A broker gives up after so many attempts, whatever the consumer allows.
@@ -125,6 +127,8 @@ class PopConsumer:
         #: topics in which every queue has a position of the group
         self._prepared: set[str] = set()
         self._pops: dict[tuple[str, str], asyncio.Task[None]] = {}
+        #: broker -> ms that its clock is ahead, as far as it matters: it refuses pops that seem to be too old
+        self._ahead: defaultdict[str, int] = defaultdict(int)
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles = Troubles()
         self._running = False
@@ -269,7 +273,7 @@ class PopConsumer:
 
     async def _pop_once(self, topic: str, broker: str, count: int) -> bool:
         """Wait for messages; False when the broker has too many that wait. Raises RocketQError."""
-        subscription = self.membership.subscriptions[topic]
+        subscription, ahead = self.membership.subscriptions[topic], self._ahead[broker]
         request = pop_request(
             self.group,
             topic,
@@ -277,7 +281,7 @@ class PopConsumer:
             count=count,
             lease_ms=round(self._lease * 1000),
             poll_ms=round(POLL * 1000),
-            now_ms=now_ms(),
+            now_ms=now_ms() + ahead,
             expression=subscription.expression,
             expression_type=subscription.kind,
             init_mode=OLDEST,
@@ -289,10 +293,15 @@ class PopConsumer:
         except asyncio.CancelledError:
             answer.add_done_callback(lambda future: self._came_too_late(future, topic, broker))
             raise
+        if isinstance(answer.exception(), RequestTimeout):
+            self._ahead.pop(broker, None)
         popped = read_pop(answer.result(), self.group, topic, broker, self._calls.address(broker))
+        seconds = time.monotonic() - begun
+        if not popped.messages and not popped.full and seconds < TOO_SOON:
+            self._ahead[broker] = ahead + round(POLL * 500)
         statistics = self.statistics[topic]
         statistics.pulls += 1
-        statistics.pull_seconds += time.monotonic() - begun
+        statistics.pull_seconds += seconds
         statistics.pulled += len(popped.messages)
         for held in self._leases.take(popped):
             # brokers compare hashes of tags

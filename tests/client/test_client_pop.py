@@ -17,9 +17,11 @@ from rocketq.client import AsyncProducer, ClientInstance, ConsumeResult, PopCons
 from rocketq.client import pop_consumer as pop_consumer_module
 from rocketq.client.pop_consumer import can_pop
 from rocketq.client.results import DeadLetter, HandlerResult
-from rocketq.errors import ConfigError, RocketQError
+from rocketq.errors import ConfigError, ConnectFailed, RocketQError
 from rocketq.filters import Sql
 from rocketq.message import Message, ReceivedMessage
+from rocketq.remoting.codes import ResponseCode
+from rocketq.remoting.command import Command
 
 
 async def publish(namesrv: str, topic: str, *bodies: str, **more: Any) -> None:
@@ -34,6 +36,36 @@ def consumer_of(
     consumer = PopConsumer(group, namesrv, handler, **{"from_where": "FIRST", **more})
     consumer.subscribe(topic, expression)
     return consumer
+
+
+def test_a_broker_whose_clock_is_far_ahead_is_popped_all_the_same() -> None:
+    """It takes our pops for old ones and refuses them at once; nothing else tells us its time."""
+    hour, refused = 3_600_000, 0
+
+    class Calls:
+        def address(self, broker: str) -> str:
+            return "127.0.0.1:10911"
+
+        async def begin(self, broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
+            nonlocal refused
+            born, poll = request.header.born_time, request.header.poll_time
+            if time.time() * 1000 + hour - born - poll > 500:
+                refused += 1
+                answer = asyncio.get_running_loop().create_future()
+                answer.set_result(Command(ResponseCode.POLLING_TIMEOUT, flag=1))
+                return answer
+            assert time.time() * 1000 + hour - born >= 0, "it would wait for longer than we do"
+            raise ConnectFailed("it waits for messages now")
+
+    async def main() -> None:
+        consumer = consumer_of("127.0.0.1:1", "G", "T", Collector())
+        consumer._calls = Calls()  # type: ignore[assignment]
+        while refused < 1000:
+            await consumer._pop_once("T", "b", 8)
+
+    with pytest.raises(ConnectFailed, match="waits for messages now"):
+        asyncio.run(main())
+    assert 0 < refused < 600
 
 
 def test_messages_come_once_and_the_next_member_goes_on(namesrv: str) -> None:

@@ -53,7 +53,7 @@ class BrokerHost:
     ) -> None:
         self.world = world
         self.name = name
-        self.process: Process = world.process(name)
+        self.process: Process = world.process(f"{name}-slave" if settings.get("broker_id") else name)
         self.disk = Disk(world)
         self.address = f"{self.process.host}:{BROKER_PORT}"
         self.settings: dict[str, Any] = {
@@ -66,6 +66,8 @@ class BrokerHost:
             **settings,
         }
         self.broker: Broker | None = None
+        #: what copies it
+        self.slave: BrokerHost | None = None
         self._topics = list(topics)
         self._stopped = False
 
@@ -84,7 +86,7 @@ class BrokerHost:
 
         async def main() -> None:
             broker = Broker(BrokerConfig(**self.settings), files=self.disk)
-            if not self.disk.exists("/store/config/topics.json"):
+            if self._topics and not self.disk.exists("/store/config/topics.json"):
                 broker.topics.update_all(self._topics)
                 broker.saver.save(broker.topics)
             await broker.start()
@@ -139,7 +141,7 @@ class BrokerHost:
         """Everything that the broker has of a topic."""
         assert self.broker is not None
         store, found = self.broker.store, []
-        for name, queue_id in store.queues():
+        for name, queue_id in sorted(store.queues()):
             if name != topic:
                 continue
             offset = store.min_offset(topic, queue_id)
@@ -148,6 +150,23 @@ class BrokerHost:
                     found += [decode_record(buffer, start, check_crc=True) for start, _ in split_records(buffer)]
                 offset = read.next_offset
         return found
+
+    def difference(self) -> str:
+        """How the slave differs from its master; nothing when it does not, or when there is none."""
+        if self.slave is None:
+            return ""
+        assert self.broker is not None
+        if self.slave.broker is None:
+            return f"the slave of {self.name} does not serve"
+        ours, theirs = self.broker.store, self.slave.broker.store
+        if theirs.readable != ours.written_offset:
+            return f"the slave of {self.name} has {theirs.readable} of {ours.written_offset} bytes"
+        at = max(ours.min_physical_offset, theirs.min_physical_offset)
+        while piece := ours.raw(at, 1 << 16):
+            if theirs.raw(at, len(piece)) != piece:
+                return f"the slave of {self.name} has other bytes within {at} and {at + len(piece)}"
+            at += len(piece)
+        return ""
 
     def lag(self, group: str, topic: str) -> int:
         """Messages of a topic, and of the group's retry topic, that the group has not done."""

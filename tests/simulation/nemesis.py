@@ -66,7 +66,7 @@ class Nemesis:
     def _hosts(self) -> list[Host]:
         simulation = self.simulation
         clients = [client for workload in simulation.workloads for client in workload.clients]
-        return [*simulation.namesrvs, *simulation.brokers, *clients]
+        return [*simulation.namesrvs, *simulation.brokers, *simulation.slaves, *clients]
 
     def _died(self, process: Process) -> None:
         for host in self._hosts():
@@ -86,7 +86,7 @@ class Nemesis:
         self.process.loop.call_later(seconds, start)
 
     def _broker(self) -> BrokerHost:
-        return self.chance.choice(self.simulation.brokers)
+        return self.chance.choice([*self.simulation.brokers, *self.simulation.slaves])
 
     # the acts
 

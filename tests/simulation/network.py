@@ -129,6 +129,7 @@ class Transport(asyncio.Transport):
         self._read_planned = False
         self._eof = False
         self._paused = False
+        self._high = _HIGH
         self._timing_out = False
         process.transports.append(self)
 
@@ -182,6 +183,9 @@ class Transport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closing
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = _HIGH if high is None else high
+
     def get_write_buffer_size(self) -> int:
         return self._on_way
 
@@ -204,7 +208,7 @@ class Transport(asyncio.Transport):
             self._send(data[at:])
         else:
             self._send(data)
-        if self._on_way > _HIGH and not self._paused:
+        if self._on_way > self._high and not self._paused:
             self._paused = True
             self.protocol.pause_writing()
 
@@ -298,7 +302,7 @@ class Transport(asyncio.Transport):
 
     def _taken(self, count: int) -> None:
         self._on_way -= count
-        if self._paused and self._on_way <= _HIGH // 4 and not self.ended and self.process.alive:
+        if self._paused and self._on_way <= self._high // 4 and not self.ended and self.process.alive:
             self._paused = False
             self.loop.call_at(self.network.world.now, self._resume)
 

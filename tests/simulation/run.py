@@ -37,7 +37,7 @@ def main() -> int:
     gc.disable()  # nobody cleans up in the middle of a seed; what runs when coroutines are thrown away is no news
     sys.unraisablehook = lambda unraisable: None
     logging.getLogger("rocketq").propagate = False
-    logging.lastResort = None
+    logging.getLogger("rocketq").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     begun, failures, steps = doors.real_time(), 0, 0
     for number, seed in enumerate(seeds, 1):

@@ -108,6 +108,7 @@ class Workload:
         if result.status != "SEND_OK":
             return False
         self.accepted[name] = self.world.now
+        self.simulation.check_slave(name, result)
         return True
 
     async def produce(self) -> None:
@@ -171,6 +172,16 @@ class Workload:
             for name, count in copies.items():
                 if count > 1:
                     self.failed(f"{name} was sent once and is stored {count} times")
+
+    def check_slaves(self) -> None:
+        """What a master has can be read from its slave."""
+        for broker in self.simulation.brokers:
+            if broker.slave is not None:
+                ours, theirs = (
+                    [body_text(r.body) for r in each.records(self.topic)] for each in (broker, broker.slave)
+                )
+                if ours != theirs:
+                    self.failed(f"{broker.name} has {len(ours)} messages and its slave {len(theirs)}, or others")
 
     def copies(self) -> Counter[str]:
         """How often each message is stored under its topic."""
