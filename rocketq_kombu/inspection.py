@@ -35,11 +35,11 @@ def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = list(_held_here(state, **kwargs))
     consumer = state.consumer
     if getattr(consumer.connection.transport, "driver_type", None) == "rocketq":
-        for queue in sorted(consumer.task_consumer.queues, key=str):
+        for name in sorted(queue.name for queue in consumer.task_consumer.queues):
             try:
-                found += _held_by_brokers(state, str(getattr(queue, "name", queue)))
+                found += _held_by_brokers(state, name)
             except RocketQError as error:
-                log.warning("what waits for its eta in queue %s is not known just now: %s", queue, error)
+                log.warning("what waits for its eta in queue %s is not known just now: %s", name, error)
     return found
 
 

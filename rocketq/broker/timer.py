@@ -631,8 +631,10 @@ class Timer:
         if not self._running:
             return encode_response(request, ResponseCode.SYSTEM_ERROR, "the broker keeps no timer messages")
         now = self._clock_ms()
+        most = min(
+            header.max_num, self.counts.of(header.topic)
+        )  # behind the last one nothing has to be looked for
+        seconds = range(self._position(now), second_of(now + self.window) + 2)
         recalled = {each for pairs in self._recalled.values() for each in pairs}
-        found = waiting_for(
-            self._store, self._wheel, self._log, header.topic, header.max_num, now, self._position(now), recalled
-        )
+        found = waiting_for(self._store, self._wheel, self._log, header.topic, most, now, seconds, recalled)
         return encode_response(request, ResponseCode.SUCCESS, body=b"".join(found))

@@ -36,6 +36,10 @@ class TimerCounts:
         entry[0] += change
         entry[1] = self._clock_ms()
 
+    def of(self, topic: str) -> int:
+        """Messages of a topic that wait, those that were taken back with them until they would be due."""
+        return max(0, self._counts.get(topic, (0, 0))[0])
+
     def load(self, table: dict[str, Any]) -> None:
         self._counts = {
             topic: [int(each["count"]), int(each["timeStamp"])]

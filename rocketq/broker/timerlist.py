@@ -7,7 +7,7 @@ from rocketq.broker.timed import properties_text, waiting_of
 from rocketq.properties import decode_properties
 from rocketq.store.store import MessageStore
 from rocketq.store.timerlog import TimerLog
-from rocketq.store.timerwheel import SLOTS, TimerWheel
+from rocketq.store.timerwheel import TimerWheel
 
 #: Units of the timer log, of all topics, that one answer may cost, and bytes that it has at most.
 _MOST_READ = 5_000
@@ -21,10 +21,10 @@ def waiting_for(
     topic: str,
     most: int,
     now: int,
-    second: int,
+    seconds: range,
     recalled: set[tuple[str, str]],
 ) -> list[memoryview]:
-    """The records of up to `most` messages of `topic` that are due after `now` (ms), from `second` on, the first ones.
+    """The records of up to `most` messages of `topic` that are due after `now` (ms), the first ones in `seconds`.
 
     Those in `recalled` (topic, unique id) and those whose recall stands near them are left out. What stands behind
     several thousand messages of other topics may be left out as well.
@@ -32,7 +32,7 @@ def waiting_for(
     found: list[tuple[int, str, memoryview]] = []
     recalled = set(recalled)
     read = size = 0
-    until = second + SLOTS
+    second, until = seconds.start, seconds.stop
     while read < _MOST_READ and size < _MOST_BYTES and len(found) < most:
         second = wheel.next_used(second, until)
         slot = wheel.get(second) if second < until else None
