@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rocketq.record import decode_record, pack_host
 from rocketq.store import Appended, MessageStore, StoreConfig
+from rocketq.store.check import StoreCheck, mend
 
 GOLDEN = Path(__file__).parent / "golden"
 HOST = pack_host("127.0.0.1", 40_000)
@@ -42,6 +43,16 @@ class Opener:
         """Leave the directory as a process that was killed leaves it."""
         abandon(store)
         self.stores.remove(store)
+
+
+def problems_of(directory, **settings):
+    """What a check of the store in a directory says."""
+    return StoreCheck(StoreConfig(store_path_root_dir=str(directory), **{**SMALL, **settings})).run()
+
+
+def mended(directory):
+    """Repair the store in a directory; what was done."""
+    return mend(StoreConfig(store_path_root_dir=str(directory), **SMALL), problems_of(directory))
 
 
 def abandon(store):

@@ -25,6 +25,7 @@ COMMANDS = {
     "group": "rocketq.cli.group:group",
     "producer": "rocketq.cli.producer:producer",
     "cluster": "rocketq.cli.cluster:cluster",
+    "store": "rocketq.cli.store:store",
 }
 
 

@@ -2,7 +2,6 @@
 
 from rocketq.store.config import StoreConfig
 from rocketq.store.files import Files, OsFiles
-from rocketq.store.recovery import cut
 from rocketq.store.store import Appended, GetStatus, MessageStore, QueryResult, ReadResult, Recovery
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "ReadResult",
     "Recovery",
     "StoreConfig",
-    "cut",
 ]

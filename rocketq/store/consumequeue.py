@@ -26,9 +26,11 @@ log = logging.getLogger("rocketq.store")
 
 SIZE = 20
 ENTRY = struct.Struct(">qiq")
-#: What stands before the first entry of a queue that does not begin at 0: offset 0, this size, no tag.
-_BLANK_SIZE = 0x7FFFFFFF
-_BLANK = ENTRY.pack(0, _BLANK_SIZE, 0)
+#: Size in an entry without a record.
+BLANK_SIZE = 0x7FFFFFFF
+#: What stands before the first entry of a queue that does not begin at 0.
+FIRST_BLANK = (0, BLANK_SIZE, 0)
+_BLANK = ENTRY.pack(*FIRST_BLANK)
 #: Codes up to this are addresses in a `consumequeue_ext` file (`ConsumeQueueExt`).
 EXT_ADDRESS = -(2**31) - 1
 
@@ -199,7 +201,7 @@ class ConsumeQueues:
             middle = (low + high) // 2
             raw = self._files.pread(fd, SIZE, middle * SIZE)
             offset, size, _ = ENTRY.unpack(raw) if len(raw) == SIZE else (0, 0, 0)
-            if offset >= 0 and size > 0 and (offset + size <= self.limit or size == _BLANK_SIZE):
+            if offset >= 0 and size > 0 and (offset + size <= self.limit or size == BLANK_SIZE):
                 low = middle + 1
             else:
                 high = middle
@@ -304,7 +306,7 @@ class ConsumeQueues:
             while low < high:
                 middle = (low + high) // 2
                 entry = self.entry(queue, middle)
-                if entry is None or entry[0] < log_min or entry[1] == _BLANK_SIZE:
+                if entry is None or entry[0] < log_min or entry == FIRST_BLANK:
                     low = middle + 1
                 else:
                     high = middle
@@ -349,12 +351,26 @@ class ConsumeQueues:
         queue.flushed = queue.max_offset = queue.next_offset = offset
         queue.min_valid_for = -1
 
+    def skip(self, queue: Queue, offset: int, physical_offset: int) -> None:
+        """Let the queue go on at `offset`, with the next record of the log: what should be before it is lost.
+
+        Its entries have that record's place and the size of none, so that readers pass over them.
+        """
+        lost = ENTRY.pack(physical_offset, BLANK_SIZE, 0)
+        while queue.max_offset < offset:
+            count = min(offset - queue.max_offset, _MAX_TAIL // SIZE)
+            queue.tail += lost * count
+            queue.max_offset += count
+            self.pending_bytes += count * SIZE
+            self._flush_queue(queue)
+        queue.next_offset = offset
+
     def clean(self, queue: Queue, log_min: int) -> None:
         """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""
         last = max(queue.flushed - 1, 0) // self._per_file
         while (index := queue.first // self._per_file) < last:
             entry = self.entry(queue, (index + 1) * self._per_file - 1)
-            if entry is not None and entry[0] >= log_min and entry[1] != _BLANK_SIZE:
+            if entry is not None and entry[0] >= log_min and entry != FIRST_BLANK:
                 break
             with suppress(FileNotFoundError):
                 self._remove_file(queue, index)

@@ -28,8 +28,8 @@ from rocketq.store.values import Appended
 
 log = logging.getLogger("rocketq.store")
 
-_HEADER = struct.Struct(">qqqqii")
-_ENTRY = struct.Struct(">iqii")
+HEADER = struct.Struct(">qqqqii")
+ENTRY = struct.Struct(">iqii")
 _INT = struct.Struct(">i")
 _MASK = 0xFFFFFFFF
 _PAGE = 4096
@@ -134,8 +134,8 @@ class IndexFile:
         self.path = path
         self.slots = slots
         self.capacity = capacity
-        self.size = _HEADER.size + 4 * slots + 20 * capacity
-        self._entries_at = _HEADER.size + 4 * slots
+        self.size = HEADER.size + 4 * slots + 20 * capacity
+        self._entries_at = HEADER.size + 4 * slots
         self._files = files
         self._fd = -1
         self._mapping: mmap.mmap | None = None
@@ -149,7 +149,7 @@ class IndexFile:
         fd = self._open()
         if self._files.size(fd) != self.size:
             return False
-        raw = self._files.pread(fd, _HEADER.size, 0)
+        raw = self._files.pread(fd, HEADER.size, 0)
         (
             self.begin_timestamp,
             self.end_timestamp,
@@ -157,7 +157,7 @@ class IndexFile:
             self.end_offset,
             self.used_slots,
             count,
-        ) = _HEADER.unpack(raw)
+        ) = HEADER.unpack(raw)
         self.count = min(max(count, 1), self.capacity)
         return True
 
@@ -190,14 +190,14 @@ class IndexFile:
         begin = self.begin_timestamp
         mapping = self._slot_map()
         heads = self._heads
-        unpack, pack = _INT.unpack_from, _ENTRY.pack
+        unpack, pack = _INT.unpack_from, ENTRY.pack
         entries = []
         offset = timestamp = 0
         for value, offset, timestamp in items:
             slot = value % slots
             before = heads.get(slot)
             if before is None:
-                (before,) = unpack(mapping, _HEADER.size + 4 * slot)
+                (before,) = unpack(mapping, HEADER.size + 4 * slot)
                 if not 0 < before <= count:
                     before = 0
                     used += 1
@@ -227,9 +227,9 @@ class IndexFile:
             pages.setdefault(slot // _SLOTS_PER_PAGE, []).append(slot)
         fd, files, mapping = self._open(), self._files, self._slot_map()
         for page, slots in pages.items():
-            at = _HEADER.size + page * _PAGE
+            at = HEADER.size + page * _PAGE
             if len(slots) == 1:
-                files.pwrite(fd, _INT.pack(heads[slots[0]]), _HEADER.size + 4 * slots[0])
+                files.pwrite(fd, _INT.pack(heads[slots[0]]), HEADER.size + 4 * slots[0])
                 continue
             content = bytearray(mapping[at : at + _PAGE])
             first = page * _SLOTS_PER_PAGE
@@ -240,7 +240,7 @@ class IndexFile:
         heads.clear()
 
     def _write_header(self) -> None:
-        header = _HEADER.pack(
+        header = HEADER.pack(
             self.begin_timestamp,
             self.end_timestamp,
             self.begin_offset,
@@ -257,7 +257,7 @@ class IndexFile:
         while low < high:
             middle = (low + high) // 2
             raw = files.pread(fd, 20, self._entries_at + 20 * middle)
-            if any(raw) and _ENTRY.unpack(raw)[1] < offset:  # zeros: never written
+            if any(raw) and ENTRY.unpack(raw)[1] < offset:  # zeros: never written
                 low = middle + 1
             else:
                 high = middle
@@ -278,10 +278,10 @@ class IndexFile:
         table = memoryview(heads).cast("B")
         for at in range(0, len(table), _PAGE):
             page = table[at : at + _PAGE]
-            if files.pread(fd, len(page), _HEADER.size + at) != page:
-                files.pwrite(fd, page, _HEADER.size + at)
+            if files.pread(fd, len(page), HEADER.size + at) != page:
+                files.pwrite(fd, page, HEADER.size + at)
         if low > 1:
-            _, self.end_offset, seconds, _ = _ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * (low - 1)))
+            _, self.end_offset, seconds, _ = ENTRY.unpack(files.pread(fd, 20, self._entries_at + 20 * (low - 1)))
             self.end_timestamp = min(self.end_timestamp, self.begin_timestamp + 1000 * seconds + 999)
         self._write_header()
 
@@ -299,11 +299,11 @@ class IndexFile:
         """Physical offsets of entries with this hash and a time in the range, newest first."""
         found: list[int] = []
         slot = value % self.slots
-        (number,) = _INT.unpack_from(self._slot_map(), _HEADER.size + 4 * slot)
+        (number,) = _INT.unpack_from(self._slot_map(), HEADER.size + 4 * slot)
         number = self._heads.get(slot, number)
         while 0 < number < self.count and len(found) < room:
             raw = self._files.pread(self._open(), 20, self._entries_at + 20 * number)
-            own, offset, seconds, before = _ENTRY.unpack(raw)
+            own, offset, seconds, before = ENTRY.unpack(raw)
             # entries have whole seconds: one of the range's first second may be the one that is looked for
             time_ms = self.begin_timestamp + 1000 * seconds
             if own == value and begin <= time_ms + 999 and time_ms <= end:

@@ -5,7 +5,9 @@ Nothing at or behind `readable` (the end of what is written, or with SYNC_FLUSH 
 
 from __future__ import annotations
 
+import logging
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 from rocketq.hashing import tags_code
@@ -18,13 +20,25 @@ from rocketq.store.files import Files
 from rocketq.store.index import Index
 from rocketq.store.values import GetStatus, QueryResult, ReadResult
 
+log = logging.getLogger("rocketq.store")
+
 #: Entries that one read looks at most (`maxFilterMessageSize` 16000 bytes).
 _MAX_SCAN = 800
 #: Records that one query of the index answers with at most (`maxMsgsNumBatch`).
 _MAX_QUERY = 64
+#: Damaged records that are told of.
+_MAX_REPORTED = 1000
 
 _HEAD = struct.Struct(">iIIiiqqi")
 _LONG = struct.Struct(">q")
+
+
+def is_sound(record: memoryview, physical_offset: int) -> bool:
+    """Whether a record of the log is one, and its body what was stored."""
+    _, magic, crc, _, _, _, physical, sys_flag = _HEAD.unpack_from(record)
+    at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
+    body = record[at + 4 : at + 4 + int.from_bytes(record[at : at + 4], "big")]
+    return magic in (MAGIC_V1, MAGIC_V2) and physical == physical_offset and zlib.crc32(body) & 0x7FFFFFFF == crc
 
 
 def store_time_of(record: memoryview) -> int:
@@ -64,6 +78,9 @@ class Reader:
         self.index = Index(f"{root}/index", config.max_hash_slot_num, config.max_index_num, files)
         #: end of what may be read
         self.readable = 0
+        #: what is before is from earlier runs, and nobody has looked whether the disk still has it as it was
+        self._unchecked = 0
+        self._reported: set[int] = set()
 
     @property
     def min_physical_offset(self) -> int:
@@ -126,6 +143,10 @@ class Reader:
                         status = GetStatus.MESSAGE_WAS_REMOVING
                     continue
                 file_end = min(readable, file.end)
+            if physical < self._unchecked and not self._is_sound(physical, size, topic, queue_id, offset - 1):
+                if not count:
+                    status = GetStatus.MESSAGE_WAS_REMOVING
+                continue
             if codes is not None and code <= EXT_ADDRESS:
                 record = log.view(physical, size)
                 if record is None or tags_code(tags_of(record)) not in codes:
@@ -145,6 +166,25 @@ class Reader:
             return ReadResult(status, offset, low, high, [])
         buffers.append(self._slice(start, end))
         return ReadResult(GetStatus.FOUND, offset, low, high, buffers, count, total)
+
+    def _is_sound(self, physical: int, size: int, topic: str, queue_id: int, offset: int) -> bool:
+        """Whether a record of an earlier run may be handed out; says so in the log when it may not."""
+        record = self.log.view(physical, size) if size >= 91 else None
+        if record is not None and is_sound(record, physical):
+            return True
+        if physical not in self._reported and len(self._reported) < _MAX_REPORTED:
+            self._reported.add(physical)
+            file = self.log.find(physical)
+            log.error(
+                "%s is damaged at byte %d: topic %s queue %d message %d is not handed out, its record does not match "
+                "its CRC. Restore the file from a copy, or see `rocketq store check`",
+                self.log.directory if file is None else file.path,
+                physical if file is None else physical - file.start,
+                topic,
+                queue_id,
+                offset,
+            )
+        return False
 
     def _slice(self, start: int, end: int) -> memoryview:
         view = self.log.view(start, end - start)

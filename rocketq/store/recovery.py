@@ -45,7 +45,7 @@ from rocketq.record import (
 )
 from rocketq.store.commitlog import CommitLog, LogFile, blank
 from rocketq.store.consumequeue import ConsumeQueues, Queue
-from rocketq.store.files import Files, OsFiles
+from rocketq.store.files import Files
 from rocketq.store.index import Index
 from rocketq.store.marks import Checkpoint
 from rocketq.store.values import Appended, Recovery
@@ -284,6 +284,31 @@ class Scan:
         return False
 
 
+def appended(found: Found, queue: Queue, sys_flag: int, delays: list[int]) -> Appended:
+    """The record as ConsumeQueue and index enter it."""
+    properties = found.properties
+    tag = properties.get("TAGS")
+    code = tags_code(tag) if tag else 0
+    if found.topic == SCHEDULE_TOPIC:
+        level = properties.get("DELAY", "")
+        if level.isdecimal() and int(level) > 0 and delays:
+            code = found.store_timestamp + delays[min(int(level), len(delays)) - 1]
+    return Appended(
+        found.topic,
+        found.queue_id,
+        found.queue_offset,
+        found.offset,
+        found.size,
+        found.store_timestamp,
+        code,
+        sys_flag,
+        queue,
+        properties.get("UNIQ_KEY"),
+        properties.get("KEYS"),
+        tag,
+    )
+
+
 class _Hole(Exception):
     """A queue's entries before a record are missing."""
 
@@ -317,8 +342,6 @@ class Rebuilder:
 
         Raises _Hole as `add`.
         """
-        properties = found.properties
-        tag = properties.get("TAGS")
         sys_flag = found.sys_flag
         if sys_flag & INNER_BATCH:
             # its queue is a batchconsumequeue, which only Apache's broker serves: nothing but the index, as for
@@ -331,20 +354,7 @@ class Rebuilder:
             if found.queue_offset != queue.next_offset:
                 self._mend(queue, found)
             queue.next_offset = found.queue_offset + 1
-        return Appended(
-            found.topic,
-            found.queue_id,
-            found.queue_offset,
-            found.offset,
-            found.size,
-            found.store_timestamp,
-            self._code(found, tag),
-            sys_flag,
-            queue,
-            properties.get("UNIQ_KEY"),
-            properties.get("KEYS"),
-            tag,
-        )
+        return appended(found, queue, sys_flag, self._delays)
 
     def _mend(self, queue: Queue, found: Found) -> None:
         wanted = found.queue_offset
@@ -353,23 +363,22 @@ class Rebuilder:
             return
         if not self._whole:
             raise _Hole
-        if queue.next_offset:
+        if self._lost(queue, found):
             log.error(
-                "topic %s queue %d: the log has no messages %d to %d; the queue begins at %d now",
+                "topic %s queue %d: the log has no messages %d to %d, consumers pass over them",
                 found.topic,
                 found.queue_id,
                 queue.next_offset,
                 wanted - 1,
-                wanted,
             )
-        self._queues.restart_at(queue, wanted)
+            self._queues.skip(queue, wanted, found.offset)
+        else:
+            self._queues.restart_at(queue, wanted)
 
-    def _code(self, found: Found, tag: str | None) -> int:
-        if found.topic == SCHEDULE_TOPIC:
-            level = found.properties.get("DELAY", "")
-            if level.isdecimal() and int(level) > 0 and self._delays:
-                return found.store_timestamp + self._delays[min(int(level), len(self._delays)) - 1]
-        return tags_code(tag) if tag else 0
+    def _lost(self, queue: Queue, found: Found) -> bool:
+        """Whether there is room in the log for the messages that lack before this one."""
+        before = self._queues.entry(queue, queue.next_offset - 1)
+        return before is not None and (found.queue_offset - queue.next_offset) * 91 <= found.offset - before[0]
 
     def flush(self) -> None:
         self._queues.dispatch(self._batch)
@@ -467,12 +476,12 @@ def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery) -
         text = (
             f"{file.path} is damaged at byte {end - file.start} (offset {end}): {scan.problem or 'zeros'}; "
             f"from offset {behind} on there are good records again. The store stays closed, because to go on would "
-            f"drop acknowledged messages. Restore the file from a copy; or give up everything from there on with: "
-            f'python -c "from rocketq.store import cut; cut({commit_log.directory!r}, {end})"'
+            f"drop acknowledged messages. Restore the file from a copy; or let `rocketq store repair` take out what "
+            f"cannot be read"
         )
         log.error("%s", text)
         raise StoreError(text)
-    used = _used_end(commit_log, files, end)
+    used = used_end(commit_log, files, end)
     if used == end:
         return
     place = f"{file.path}: byte {end - file.start} (offset {end})"
@@ -490,7 +499,7 @@ def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery) -
     commit_log.cut(end)
 
 
-def _used_end(commit_log: CommitLog, files: Files, offset: int) -> int:
+def used_end(commit_log: CommitLog, files: Files, offset: int) -> int:
     """The offset behind the last byte that is not zero, at least `offset`."""
     end = offset
     for file in commit_log.files:
@@ -512,14 +521,3 @@ def _used_end(commit_log: CommitLog, files: Files, offset: int) -> int:
         finally:
             files.close(fd)
     return end
-
-
-def cut(directory: str, offset: int) -> None:
-    """Give up everything from `offset` on of the CommitLog in `directory`, whose broker is stopped.
-
-    For a damaged log without a copy. The next start rebuilds what depends on it. Raises OSError, StoreError.
-    """
-    commit_log = CommitLog(directory, 0, OsFiles())
-    commit_log.open()
-    commit_log.cut(offset)
-    commit_log.close()

@@ -178,6 +178,7 @@ class MessageStore(Reader):
         if last is not None:
             self._last = (last.offset, last.store_timestamp)
         self.readable = self._tail = self._parts_at = end
+        self._unchecked = report.checked_from if config.check_crc_on_recover else end
         self._room = self.log.room(end)
         # what was recovered was written by another process, and perhaps never forced to disk
         for file in self.log.files:

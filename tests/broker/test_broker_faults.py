@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from broker_wire import Wire, config, running
+from pop_kit import ack_all, create, pop
 
 from rocketq.broker.server import Broker
 from rocketq.config import NamesrvConfig
@@ -338,5 +339,34 @@ def test_the_position_of_delayed_messages_waits_until_what_was_delivered_is_on_d
             await eventually(lambda: broker.store.max_offset("T", 0) == 1, "the delivery")
             assert broker.store.durable_offset < broker.store.written_offset
             assert [broker.delay.snapshot() for _ in range(3)] == [None, None, None]
+
+    asyncio.run(main())
+
+
+def test_a_message_that_the_disk_changed_is_handed_to_nobody_and_holds_up_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def numbers(found: list[Any]) -> list[bytes]:
+        return [message.body[:1] for message in found]
+
+    async def main() -> None:
+        async with running(tmp_path) as (broker, wire):
+            await create(wire, "T")
+            for number in range(5):
+                await wire.store("T", b"%d" % number * 20)
+            place = broker.store.consume_entry("T", 0, 2)
+            assert place is not None
+        with (tmp_path / "commitlog" / f"{0:020d}").open("r+b") as file:
+            file.seek(place[0] + 100)
+            file.write(b"?")
+        async with running(tmp_path) as (_, wire):
+            assert numbers(await wire.messages("T")) == [b"0", b"1", b"3", b"4"]
+            answer = await wire.pull("T", 2, maxMsgNums=1)
+            assert (answer.code, answer.ext["nextBeginOffset"]) == (20, "3")
+            got = await pop(wire, "T", "pops")
+            assert numbers([each.message for each in got]) == [b"0", b"1", b"3", b"4"]
+            assert (await ack_all(wire, got, "pops")).code == 0
+            assert await pop(wire, "T", "pops") == []
+        assert "topic T queue 0 message 2 is not handed out" in caplog.text
 
     asyncio.run(main())
