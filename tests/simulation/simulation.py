@@ -84,10 +84,11 @@ class Simulation:
             "ha_housekeeping_interval": 5000,
         }
 
-    def wall_ms(self, broker_name: str) -> float:
-        """The time that a broker's clock shows."""
-        (process,) = [each.process for each in self.brokers if each.name == broker_name]
-        return process.wall() * 1000
+    def holds(self, receipt: Any) -> bool:
+        """Whether a lease of POP holds now, as its broker sees it: no power failure may have taken it."""
+        (broker,) = [each for each in self.brokers if each.name == receipt.broker_name]
+        now = broker.process.wall() * 1000
+        return broker.dark_at < receipt.pop_time and now < receipt.pop_time + receipt.invisible_time
 
     def check_slave(self, name: str, result: Any) -> None:
         """A message was acknowledged just now."""

@@ -399,7 +399,7 @@ class Leased(Workload):
 
     def _acknowledged(self, held: Any) -> None:
         receipt = held.receipt
-        if self.simulation.wall_ms(receipt.broker_name) < receipt.pop_time + receipt.invisible_time:
+        if self.simulation.holds(receipt):
             self.world.note("acknowledged", text(held.message))
             self.settled[text(held.message)] = receipt.pop_time
 
@@ -415,7 +415,12 @@ class Leased(Workload):
                 # what was long on its way is handled when its lease is over already: nobody's fault
                 first, second = sorted((other.receipt, receipt), key=lambda each: each.pop_time)
                 early = first.pop_time + first.invisible_time - second.pop_time
-                if early > 0 and id(other) not in self.given_back and not self.simulation.clocks_jump:
+                if (
+                    early > 0
+                    and self.simulation.holds(first)
+                    and id(other) not in self.given_back
+                    and not self.simulation.clocks_jump
+                ):
                     self.failed(f"{name} is given out as {second} {early} ms before {first} ends")
             self.holders.setdefault(name, []).append(held)
         await asyncio.sleep(self.chance.expovariate(5.0))
