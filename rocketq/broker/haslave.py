@@ -38,6 +38,7 @@ class HaSlave:
         self.connected = False
         self._writer: asyncio.StreamWriter | None = None
         self._reported = 0
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._found = asyncio.Event()
         #: the last thing that was told about the connection, so that it is not told every second
@@ -61,6 +62,9 @@ class HaSlave:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
+        self._stopping = True  # before Python 3.12 wait_for may lose a cancellation
+        if self._writer is not None:
+            self._writer.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -78,7 +82,7 @@ class HaSlave:
 
     async def _run(self) -> None:
         await self._found.wait()
-        while True:
+        while not self._stopping:
             pause = _AGAIN
             try:
                 await self._follow(*split_address(self.master))

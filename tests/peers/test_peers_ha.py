@@ -73,12 +73,13 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, 
     try:
         if request.param == "apache follows ours":
             ours = Ours(tmp_path / "ours", "")
+            create_topic(ours, TOPIC)  # Apache's slaves copy topics as they start, and a minute later
             apache = Apache(tmp_path / "apache", namesrv=ours.namesrv, config=SLAVE)
             apache.start()
             yield ours, apache
         else:
             apache = Apache(tmp_path / "apache")
-            apache.start()
+            create_topic(apache.start(), TOPIC)
             ours = Ours(tmp_path / "ours", apache.namesrv, **SLAVE)
             yield apache, ours
     except PeerMissing as reason:
@@ -93,7 +94,6 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, 
 def test_a_slave_has_the_masters_bytes_and_serves_a_java_client(pair: tuple[Any, Any], client: GetClient) -> None:
     master, slave = pair
     java = client("java-5.4.0")
-    create_topic(master, TOPIC)
     java.send(master, TOPIC, plain(60, "first", tag="A", keys="k"))
     java.send(master, TOPIC, plain(40, "second"), how="batch")
     java.send(master, TOPIC, [{"body": b"large" * 20_000}])
