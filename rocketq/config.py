@@ -299,7 +299,7 @@ class BrokerConfig(Config):
         "Port on which a master gives its CommitLog to slaves; 0 takes a free one.",
         low=0,
         high=65535,
-        shown="`listenPort` + 1",
+        shown="`listenPort` + 1; none with `aclEnable` or where TLS is demanded",
     )
     ha_master_address: str | None = _option(
         None,

@@ -110,6 +110,8 @@ class Replication:
     async def _listen(self, master: HaMaster) -> None:
         config = self._config
         port = config.ha_listen_port
+        if port is None and (config.acl_enable or config.tls_server_mode == "enforcing"):
+            return  # the stream knows neither accounts nor TLS: whoever wants it says so
         default = config.listen_port + 1 if config.listen_port else 0
         try:
             await master.start(default if port is None else port)

@@ -290,6 +290,23 @@ async def send(wire: Wire, who: Credentials, serialize_type: int) -> Command:
     return await wire.call(310, who.signed({**ext, "k": "false"}, b"x"), b"x", serialize_type=serialize_type)
 
 
+def test_the_log_is_open_to_slaves_only_when_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.yml"
+    path.write_text("accounts: [{accessKey: someone, secretKey: anything}]")
+
+    async def port(**settings: Any) -> int:
+        async with running(tmp_path / "store", **settings) as (broker, _):
+            return broker.replication.port
+
+    async def main() -> None:
+        signed: dict[str, Any] = {"acl_enable": True, "acl_file": str(path)}
+        assert await port()
+        assert not await port(**signed)
+        assert await port(**signed, ha_listen_port=0)
+
+    asyncio.run(main())
+
+
 def test_a_broker_without_its_file_does_not_start(tmp_path: Path) -> None:
     broker = Broker(config(tmp_path, acl_enable=True))
     with pytest.raises(ConfigError, match=r"needs the file of accounts .*config/plain_acl\.yml"):
