@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).with_name("run.py")
-SEEDS = int(os.environ.get("ROCKETQ_SIMULATION_SEEDS", "100"))
+SEEDS = int(os.environ.get("ROCKETQ_SIMULATION_SEEDS", "200"))
 CHUNK = 20
 
 
