@@ -22,6 +22,7 @@ _MEANING = {
     "log": "messages are lost",
     "tail": "cut off by the next start",
     "derived": "made again from the CommitLog by repair",
+    "timer": "made again from the CommitLog by repair",
     "small": "mended by the next start, or by hand",
 }
 
@@ -94,7 +95,7 @@ def check(directory: Path, config_file: Path | None, settings: tuple[str, ...], 
     """Read everything, and say what is damaged. Nothing is changed.
 
     Every record of the CommitLog with its CRC; every entry of ConsumeQueues and index with the record that it
-    names; checkpoint and tables. Files of the timer are not looked at. Exit code 1 when anything is wrong.
+    names; the timer's log and wheel; checkpoint and tables. Exit code 1 when anything is wrong.
     """
     problems = _checked(_config(directory, config_file, settings))
     if as_json:

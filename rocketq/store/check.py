@@ -1,8 +1,8 @@
 """Looks at all of a store whose broker is stopped (:meth:`StoreCheck.run`), and mends what can be mended.
 
 A check reads every record of the CommitLog with its CRC, then every entry of ConsumeQueues and index and the record
-that it names, then the small files. It changes nothing. After an unclean stop, what the next start makes anew in any
-case is not looked at.
+that it names, then the timer's and the small files. It changes nothing. After an unclean stop, what the next start
+makes anew in any case is not looked at.
 
 Mending takes out of the CommitLog what cannot be read: those bytes are kept in `damaged/`, and records of an ended
 transaction, which nobody is given, stand in their place. ConsumeQueues and index are removed then, or when they are
@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 from rocketq.errors import StoreError
 from rocketq.javajson import loads
+from rocketq.names import TIMER_TOPIC
 from rocketq.record import INNER_BATCH, TRANSACTION_PREPARED, TRANSACTION_ROLLBACK, encode_record, pack_host
+from rocketq.store.checktimer import check_timer
 from rocketq.store.commitlog import CommitLog, blank
 from rocketq.store.config import StoreConfig
 from rocketq.store.consumequeue import BLANK_SIZE, ENTRY, EXT_ADDRESS, SIZE, ConsumeQueues, Queue
@@ -45,6 +47,7 @@ class _Unchanged(OsFiles):
 
     def pwrite(self, fd: int, data: Buffer, offset: int) -> None: ...
     def truncate(self, fd: int, size: int) -> None: ...
+    def allocate(self, fd: int, size: int) -> None: ...
     def unlink(self, path: str) -> None: ...
     def make_dirs(self, path: str) -> None: ...
     def fsync_dir(self, path: str) -> None: ...
@@ -54,9 +57,10 @@ class _Unchanged(OsFiles):
 class Problem:
     """Something that is wrong.
 
-    `kind`: `log` (messages are lost), `tail` (the next start cuts it off), `derived` (made again from the log), or
-    `small` (a small file). `position` is the byte in `file`; of the log, `start` and `end` are offsets, and `time` is
-    when the record behind was stored. `messages` are those that are known to be lost: topic, queue, number.
+    `kind`: `log` (messages are lost), `tail` (the next start cuts it off), `derived` and `timer` (can be made again
+    from the log), or `small` (a small file). `position` is the byte in `file`; of the log, `start` and `end` are
+    offsets, and `time` is when the record behind was stored. `messages` are those that are known to be lost: topic,
+    queue, number.
     """
 
     kind: str
@@ -133,6 +137,9 @@ class StoreCheck:
         self._index.open()
         for file in self._index.files:
             yield from self._check_index(file, clean)
+        if clean:
+            for path, position, text in check_timer(self._root, self._files, self._may_wait):
+                yield Problem("timer", path, position, text)
         yield from self._check_small(checkpoint)
 
     # the CommitLog
@@ -284,6 +291,13 @@ class StoreCheck:
         entered = appended(found, Queue(found.topic, found.queue_id), found.sys_flag, [])
         return frozenset(value for value, _, _ in index_items([entered]))
 
+    def _may_wait(self, offset: int, size: int) -> bool:
+        """Whether a record of the timer's topic is, or may have been, there."""
+        if offset < self._log.min_offset or self._damage_at(offset):
+            return True
+        found = self._record(offset, size)
+        return found is not None and found.topic == TIMER_TOPIC
+
     # small files
 
     def _check_small(self, checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -327,8 +341,13 @@ def mend(config: StoreConfig, problems: list[Problem]) -> list[str]:
             if any(problem.kind in ("log", "derived") for problem in problems):
                 for name in ("consumequeue", "index"):
                     _remove(files, f"{root}/{name}")
-                files.fsync_dir(root)
                 done.append("removed consumequeue and index, which the next start makes again from the CommitLog")
+            if any(problem.kind == "timer" for problem in problems):
+                _remove(files, f"{root}/timerwheel")
+                done.append(
+                    "removed timerwheel, the next start makes it and the timer log again from the CommitLog"
+                )
+            files.fsync_dir(root)
         finally:
             marks.unlock()
     except OSError as error:

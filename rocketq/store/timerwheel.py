@@ -9,6 +9,7 @@ Changes stay in memory until the timer log that they point into is on disk: then
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rocketq.store.files import Files
@@ -63,7 +64,7 @@ class TimerWheel:
         """The slot of a second; None when nothing was ever due in it."""
         slot = self._changed.get(second) or self._saving.get(second)
         if slot is None:
-            raw = self._files.pread(self._fd, _SLOT.size, second % SLOTS * _SLOT.size)
+            raw = self._files.pread(self._fd, _SLOT.size, self.place(second))
             time, first, last, total, _ = _SLOT.unpack(raw)
             if time == second and time:
                 slot = Slot(first, last, total)
@@ -71,6 +72,19 @@ class TimerWheel:
 
     def put(self, second: int, slot: Slot) -> None:
         self._changed[second] = slot
+
+    def used(self) -> Iterator[tuple[int, Slot]]:
+        """Every slot that was ever used, as the file has it, with its second."""
+        for index in range(0, SLOTS, _BLOCK):
+            raw = self._files.pread(self._fd, min(_BLOCK, SLOTS - index) * _SLOT.size, index * _SLOT.size)
+            if raw.strip(b"\0"):
+                for time, first, last, total, _ in _SLOT.iter_unpack(raw):
+                    if time:
+                        yield time, Slot(first, last, total)
+
+    def place(self, second: int) -> int:
+        """Where in the file the slot of a second is."""
+        return second % SLOTS * _SLOT.size
 
     def next_used(self, second: int, until: int) -> int:
         """The first second from `second` on, and before `until`, that has a slot; else `until`."""
@@ -101,7 +115,7 @@ class TimerWheel:
         """Write the slots of `begin_save` and force them to disk. May run on another thread."""
         for second, (first, last, total) in self._saving.items():
             raw = _SLOT.pack(second, first, last, total, 0)
-            self._files.pwrite(self._fd, raw, second % SLOTS * _SLOT.size)
+            self._files.pwrite(self._fd, raw, self.place(second))
         if self._saving:
             self._files.fdatasync(self._fd)
 

@@ -74,7 +74,10 @@ def test_a_look_shows_what_goes_in_and_out(cli):
 
 
 def test_it_refreshes_until_it_is_interrupted(cli):
-    command = [sys.executable, "-m", "rocketq", "top", "--json", "-i", "0.1", "--namesrv", cli.namesrv]
+    # a shell that started the tests in the background has told them to ignore it
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heard}; from rocketq.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "top", "--json", "-i", "0.1", "--namesrv", cli.namesrv]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         assert all(line.startswith('{"topics":') for line in lines)
