@@ -90,6 +90,10 @@ def test_the_state_and_the_settings_of_a_broker(
     assert later["bootTimestamp"] == state["bootTimestamp"]
     assert re.fullmatch(r"Total : [\d.]+ \w+, Free : [\d.]+ \w+\.", later["commitLogDirCapacity"])
 
+    lag = mqadmin(f"haStatus {at}")
+    assert f"#MasterAddr\t{server.broker}\n" in lag
+    assert "#SlaveNum\t0\n" in lag
+
     settings = fields(mqadmin(f"getBrokerConfig {at}"), "=")
     assert (settings["brokerName"], settings["maxMessageSize"]) == (BROKER, "4194304")
     before = settings["defaultQueryMaxNum"]
