@@ -84,7 +84,9 @@ def rocketq(server: ServerProcess, *arguments: str) -> Any:
     return json.loads(result.stdout) if "--json" in arguments else result.stdout
 
 
-def test_1_celerys_event_loop_drives_the_raw_sockets_without_blocking_and_without_threads(url: str) -> None:
+def test_1_celerys_event_loop_drives_the_raw_sockets_without_blocking_and_without_threads(
+    url: str, late: float
+) -> None:
     queue = queue_named("loop")
     hub = Hub()
     with kombu.Connection(url) as connection:
@@ -97,7 +99,8 @@ def test_1_celerys_event_loop_drives_the_raw_sockets_without_blocking_and_withou
             assert {sock.fileno() for sock in sockets} <= set(hub.readers), "the loop itself waits for them"
             assert not any(sock.getblocking() for sock in sockets)
             publish(connection, queue, 1, 2)
-            assert turn_until(connection, lambda: len(got) == 3, hub=hub)
+            # Apache's broker may overlook a long poll that comes together with the message it waits for
+            assert turn_until(connection, lambda: len(got) == 3, timeout=10 * late, hub=hub)
         assert threading.enumerate() == threads
     assert not hub.readers, "it leaves nothing behind in the loop"
     hub.close()

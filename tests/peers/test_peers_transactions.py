@@ -67,11 +67,15 @@ def test_what_clients_decide_and_what_brokers_ask(server: Server, client: GetCli
     send("asked twice", unknown, asked=f"LATER_{commit}")
     wanted = sorted(f"{name} {text}" for text in ("commit", "asked commit", "asked twice"))
     wait_until(lambda: came(client, server, name) == wanted, "what is committed", 60)
-    wait_until(lambda: peer.ask("Transactions.asked", text=f"{name} asked rollback") == 1, "a question", 60)
-    assert peer.ask("Transactions.asked", text=f"{name} asked twice") == 2
+
+    def asked(text: str) -> int:
+        return int(peer.ask("Transactions.asked", text=f"{name} {text}"))
+
+    wait_until(lambda: asked("asked rollback"), "a question", 60)
+    assert asked("asked twice") >= 2
     if server.kind == "rocketq":  # Apache's writes down the ends later than it asks here
-        assert peer.ask("Transactions.asked", text=f"{name} commit") == 0
-        assert peer.ask("Transactions.asked", text=f"{name} rollback") == 0
+        assert (asked("asked rollback"), asked("asked twice")) == (1, 2)
+        assert (asked("commit"), asked("rollback")) == (0, 0)
     assert came(client, server, name) == wanted
 
 
@@ -98,8 +102,9 @@ def test_our_transactions(server: Server, client: GetClient, name: str) -> None:
         wanted = ["asked commit", "asked twice", "commit"]
         wait_until(lambda: came(client, server, name) == wanted, "what is committed", 60)
         wait_until(lambda: b"asked rollback" in asked, "a question", 60)
-    assert asked.count(b"asked twice") == 2
+    assert asked.count(b"asked twice") >= 2
     if server.kind == "rocketq":
+        assert asked.count(b"asked twice") == 2
         assert {b"commit", b"rollback"}.isdisjoint(asked)
     assert came(client, server, name) == wanted
 
