@@ -229,13 +229,12 @@ class Batch:
     def _wait(self, end: int, connection: Connection, pending: list[Pending]) -> None:
         """Let answers wait for the disk, for slaves, or both."""
         replicas, copies, config = self.replicas, self._copies, self._config
-        replicated = copies > 1 and replicas is not None
-        alone = replicated and replicas is not None and replicas.replicas < copies
+        alone = copies > 1 and replicas is not None and replicas.replicas < copies
         if alone and not self._sync:
             self._answer(connection, pending, ResponseCode.SLAVE_NOT_AVAILABLE)
             return
         timeout = max(
-            config.sync_flush_timeout if self._sync else 0, config.slave_timeout if replicated and not alone else 0
+            config.sync_flush_timeout if self._sync else 0, config.slave_timeout if copies > 1 and not alone else 0
         )
         self._waiting.append(_Waiting(end, time.monotonic() + timeout / 1000, connection, pending, alone))
         self._waiting_answers += len(pending)

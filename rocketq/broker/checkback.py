@@ -37,6 +37,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import CheckTransactionStateHeader
 from rocketq.remoting.server import Connection, Handler, Reply
+from rocketq.remoting.waiting import cancel_all
 from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
@@ -86,8 +87,7 @@ class CheckBack:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
             self._task = None
 
     async def _run(self) -> None:

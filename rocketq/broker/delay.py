@@ -27,6 +27,7 @@ from rocketq.remoting.bodies import DataVersion
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
+from rocketq.remoting.waiting import cancel_all
 from rocketq.store.configfile import load_json
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
@@ -82,8 +83,7 @@ class Delay:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
             self._task = None
         if self._offsets != self._saved:
             self._delivered = (0, self._offsets.copy())  # a clean stop forces the log to disk by itself

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rocketq import names
 from rocketq.broker.saving import Build
@@ -43,10 +44,7 @@ class Groups:
         if saved:
             for name, value in saved.get("subscriptionGroupTable", {}).items():
                 self.table[name] = SubscriptionGroupConfig.from_json(value)
-            self.forbidden = {
-                group: {topic: int(bits) for topic, bits in topics.items()}
-                for group, topics in saved.get("forbiddenTable", {}).items()
-            }
+            self.forbidden = _bits(saved.get("forbiddenTable", {}))
             if "dataVersion" in saved:
                 self.data_version = DataVersion.from_json(saved["dataVersion"])
         missing = [name for name in names.SYSTEM_GROUPS if name not in self.table]
@@ -80,9 +78,7 @@ class Groups:
         if version == self.data_version:
             return
         self.table = {group.group_name: group for group in groups}
-        self.forbidden = {
-            group: {topic: int(bits) for topic, bits in table.items()} for group, table in forbidden.items()
-        }
+        self.forbidden = _bits(forbidden)
         self.data_version = version
         self._dirty = True
 
@@ -128,3 +124,8 @@ class Groups:
     def _changed(self) -> None:
         self.data_version = self.data_version.next(self._clock_ms())
         self._dirty = True
+
+
+def _bits(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """What groups may not do with topics, as it is in JSON."""
+    return {group: {topic: int(bits) for topic, bits in topics.items()} for group, topics in table.items()}

@@ -69,7 +69,7 @@ class _Slave(asyncio.Protocol):
         self.acked = report
         self.acked_ms = int(time.time() * 1000)
         if not self.problem:
-            self._master.acknowledged()
+            self._master.on_progress()
             self.pump()
 
     def _begin(self, report: int) -> None:
@@ -161,7 +161,7 @@ class HaMaster:
     def __init__(self, config: BrokerConfig, store: MessageStore, on_progress: Callable[[], None]) -> None:
         self._config = config
         self.store = store
-        self._on_progress = on_progress
+        self.on_progress = on_progress
         self.batch_size = config.ha_transfer_batch_size
         self.slaves: list[_Slave] = []
         self._connections: set[_Slave] = set()
@@ -208,7 +208,7 @@ class HaMaster:
         if slave in self.slaves:
             self.slaves.remove(slave)
             log.warning("slave %s is gone", slave.address)
-            self._on_progress()
+            self.on_progress()
 
     # the log grows, slaves follow
 
@@ -216,9 +216,6 @@ class HaMaster:
         """There is more to send."""
         for slave in self.slaves:
             slave.pump_soon()
-
-    def acknowledged(self) -> None:
-        self._on_progress()
 
     def in_sync(self, slave: _Slave) -> bool:
         """Whether a slave follows, and not too far behind."""

@@ -17,6 +17,7 @@ from rocketq.broker.hastream import REPORT, HaStreamError, Pieces
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
 from rocketq.remoting.session import split_address
+from rocketq.remoting.waiting import cancel_all
 from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
@@ -66,8 +67,7 @@ class HaSlave:
         if self._writer is not None:
             self._writer.close()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
             self._task = None
 
     def found(self, address: str) -> None:

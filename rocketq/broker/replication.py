@@ -152,8 +152,7 @@ class Replication:
     def arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""
         if self.master is not None:
-            if self.master.slaves:
-                self.master.arrived()
+            self.master.arrived()
         elif self.tables is not None:
             table = self._topics.table
             if any(message.topic not in table for message in messages):

@@ -24,6 +24,7 @@ from rocketq.errors import BrokerError, RocketQError
 from rocketq.remoting.aio import AsyncClient
 from rocketq.remoting.bodies import DataVersion, SubscriptionGroupConfig, TopicConfig
 from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.waiting import cancel_all
 
 log = logging.getLogger("rocketq.broker")
 
@@ -66,8 +67,7 @@ class SlaveSync:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancel_all([self._task])
             self._task = None
 
     def found(self, master: str) -> None:

@@ -33,6 +33,11 @@ BROKER_COMMANDS = {
 }
 
 
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting, over the file's; repeatable."
+)
+
+
 def _daemon_options(function: _F) -> _F:
     for option in (
         click.option(
@@ -42,13 +47,7 @@ def _daemon_options(function: _F) -> _F:
             show_default=True,
             help="How much is logged, to stderr.",
         ),
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="One setting, over the file's; repeatable.",
-        ),
+        settings_option,
         click.option("-p", "--print-config", is_flag=True, help="Print the settings and exit."),
         click.option("--json", "as_json", is_flag=True, help="Print the ready line, or the settings, as JSON."),
     ):

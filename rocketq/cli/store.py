@@ -11,6 +11,7 @@ import click
 
 from rocketq.cli.options import confirm, yes_option
 from rocketq.cli.output import json_option, print_json, print_table
+from rocketq.cli.server import settings_option
 from rocketq.config import BrokerConfig, load, parse_settings
 from rocketq.store.check import Problem, StoreCheck, mend
 from rocketq.store.config import StoreConfig
@@ -30,9 +31,7 @@ _MEANING = {
 def _of_a_store(function: _F) -> _F:
     for option in (
         json_option,
-        click.option(
-            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="One setting of it; repeatable."
-        ),
+        settings_option,
         click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="Its broker.conf."),
         click.argument("directory", type=click.Path(path_type=Path)),
     ):

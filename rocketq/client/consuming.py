@@ -19,9 +19,9 @@ from rocketq.client.pulling import Statistics
 from rocketq.client.results import ConsumeResult, DeadLetter, HandlerResult, OneResult, RetryLater, spread
 from rocketq.client.send_back import SendBack, level_for
 from rocketq.client.tracing import Tracer
-from rocketq.client.waiting import wait_event
 from rocketq.message import ReceivedMessage
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
+from rocketq.remoting.waiting import wait_event
 
 log = logging.getLogger("rocketq.client")
 

@@ -20,7 +20,6 @@ from rocketq.client.requests import Requests
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.transactions import Checks
 from rocketq.client.troubles import Troubles
-from rocketq.client.waiting import wait_event
 from rocketq.errors import ConfigError, RemotingError, RocketQError
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, local_address
 from rocketq.remoting.aio import AsyncClient
@@ -44,6 +43,7 @@ from rocketq.remoting.headers import (
     UnregisterClientHeader,
 )
 from rocketq.remoting.tls import TlsConfig
+from rocketq.remoting.waiting import wait_event
 
 log = logging.getLogger("rocketq.client")
 

@@ -23,12 +23,12 @@ from rocketq.client.pop_calls import (
     read_change,
 )
 from rocketq.client.troubles import Troubles
-from rocketq.client.waiting import cancel_all
 from rocketq.errors import BrokerError, RemotingError, RocketQError
 from rocketq.message import ReceivedMessage
 from rocketq.remoting.codes import ResponseCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.receipts import Receipt, fits
+from rocketq.remoting.waiting import cancel_all
 
 log = logging.getLogger("rocketq.client")
 

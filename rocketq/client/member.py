@@ -14,10 +14,10 @@ from rocketq.client.offsets import OffsetStore
 from rocketq.client.pulling import Puller, Statistics
 from rocketq.client.report import running_info
 from rocketq.client.troubles import Troubles
-from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import RocketQError
 from rocketq.message import MessageQueue
 from rocketq.remoting.bodies import ConsumerData
+from rocketq.remoting.waiting import cancel_all, wait_event
 
 log = logging.getLogger("rocketq.client")
 

@@ -27,7 +27,6 @@ from rocketq.client.results import ConsumeResult, DeadLetter, OneResult, RetryLa
 from rocketq.client.send_back import LEVELS, SendBack
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.troubles import Troubles
-from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import BrokerError, ConfigError, RequestTimeout, RocketQError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
@@ -38,6 +37,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.headers import GetConsumerConnectionListHeader
 from rocketq.remoting.headers.pop import PeekMessageHeader
+from rocketq.remoting.waiting import cancel_all, wait_event
 
 log = logging.getLogger("rocketq.client")
 

@@ -15,12 +15,12 @@ from rocketq.client.offsets import BrokerOffsets
 from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.tracing import Tracer, group_of, topic_of
-from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import ConfigError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
 from rocketq.rebalance import Strategy, average
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
+from rocketq.remoting.waiting import cancel_all, wait_event
 
 
 class PullConsumer(GroupMember):

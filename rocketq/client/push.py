@@ -19,13 +19,13 @@ from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import Puller, PullRules
 from rocketq.client.send_back import SendBack
 from rocketq.client.tracing import Tracer, group_of, topic_of
-from rocketq.client.waiting import cancel_all
 from rocketq.errors import ConfigError
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.names import retry_topic
 from rocketq.rebalance import Strategy, average
 from rocketq.remoting.bodies import ConsumeMessageDirectlyResult
+from rocketq.remoting.waiting import cancel_all
 
 log = logging.getLogger("rocketq.client")
 

@@ -19,12 +19,12 @@ from rocketq import trace as traces
 from rocketq.client.results import ConsumeResult, DeadLetter, OneResult, RetryLater
 from rocketq.client.sending import Outgoing, SendResult
 from rocketq.client.troubles import Troubles
-from rocketq.client.waiting import cancel_all, wait_event
 from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage, new_unique_id
 from rocketq.names import GROUP_MAX_LENGTH, TRACE_TOPIC
 from rocketq.record import TRANSACTION_COMMIT
 from rocketq.remoting.headers import EndTransactionHeader
+from rocketq.remoting.waiting import cancel_all, wait_event
 from rocketq.trace import Trace
 
 log = logging.getLogger("rocketq.client")

@@ -23,7 +23,7 @@ from rocketq.javajson import loads
 from rocketq.names import TIMER_TOPIC
 from rocketq.record import INNER_BATCH, TRANSACTION_PREPARED, TRANSACTION_ROLLBACK, encode_record, pack_host
 from rocketq.store.checktimer import check_timer
-from rocketq.store.commitlog import CommitLog, blank
+from rocketq.store.commitlog import CommitLog, LogFile, blank
 from rocketq.store.config import StoreConfig
 from rocketq.store.consumequeue import BLANK_SIZE, ENTRY, EXT_ADDRESS, SIZE, ConsumeQueues, Queue
 from rocketq.store.files import Buffer, OsFiles, make_durable_dirs, read_file, store_error, write_file
@@ -76,9 +76,7 @@ class Problem:
 class _Part(NamedTuple):
     """A damaged stretch of one file of the log."""
 
-    path: str
-    file_start: int
-    file_end: int
+    file: LogFile
     start: int
     end: int
     time: int
@@ -359,29 +357,29 @@ def _parts(log: CommitLog, problem: Problem) -> Iterator[_Part]:
     for file in log.files:
         start, end = max(problem.start, file.start), min(problem.end, file.end)
         if start < end:
-            yield _Part(file.path, file.start, file.end, start, end, problem.time)
+            yield _Part(file, start, end, problem.time)
 
 
 def _take_out(files: OsFiles, root: str, part: _Part) -> str:
     """Keep a damaged stretch aside, and put records that nobody is given in its place."""
-    size = part.end - part.start
-    if part.end != part.file_end and size < _LOST_LEAST:
-        raise StoreError(f"{part.path}: {size} bytes at {part.start - part.file_start} are too few for a record")
-    fd = files.open(part.path)
+    file, size = part.file, part.end - part.start
+    if part.end != file.end and size < _LOST_LEAST:
+        raise StoreError(f"{file.path}: {size} bytes at {part.start - file.start} are too few for a record")
+    fd = files.open(file.path)
     try:
         kept = f"{root}/damaged/{part.start:020d}"
         make_durable_dirs(files, os.path.dirname(kept))
-        write_file(files, kept, files.pread(fd, size, part.start - part.file_start))
+        write_file(files, kept, files.pread(fd, size, part.start - file.start))
         files.fsync_dir(os.path.dirname(kept))
-        if part.end == part.file_end:  # the log goes on in the next file
-            files.pwrite(fd, blank(size), part.start - part.file_start)
+        if part.end == file.end:  # the log goes on in the next file
+            files.pwrite(fd, blank(size), part.start - file.start)
         else:
             for offset, length in _pieces(part.start, part.end):
-                files.pwrite(fd, _lost_record(offset, length, part.time), offset - part.file_start)
+                files.pwrite(fd, _lost_record(offset, length, part.time), offset - file.start)
         files.fdatasync(fd)
     finally:
         files.close(fd)
-    return f"took {size} bytes out of {part.path} at {part.start - part.file_start}, they are in {kept}"
+    return f"took {size} bytes out of {file.path} at {part.start - file.start}, they are in {kept}"
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:

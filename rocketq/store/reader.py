@@ -33,12 +33,18 @@ _HEAD = struct.Struct(">iIIiiqqi")
 _LONG = struct.Struct(">q")
 
 
+def _body_place(record: memoryview, sys_flag: int) -> tuple[int, int]:
+    """Where the body of a record begins and ends."""
+    at = 88 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
+    return at, at + int.from_bytes(record[at - 4 : at], "big")
+
+
 def is_sound(record: memoryview, physical_offset: int) -> bool:
     """Whether a record of the log is one, and its body what was stored."""
     _, magic, crc, _, _, _, physical, sys_flag = _HEAD.unpack_from(record)
-    at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
-    body = record[at + 4 : at + 4 + int.from_bytes(record[at : at + 4], "big")]
-    return magic in (MAGIC_V1, MAGIC_V2) and physical == physical_offset and zlib.crc32(body) & 0x7FFFFFFF == crc
+    begin, end = _body_place(record, sys_flag)
+    crc_of_body = zlib.crc32(record[begin:end]) & 0x7FFFFFFF
+    return magic in (MAGIC_V1, MAGIC_V2) and physical == physical_offset and crc_of_body == crc
 
 
 def store_time_of(record: memoryview) -> int:
@@ -51,8 +57,7 @@ def store_time_of(record: memoryview) -> int:
 def properties_of(record: memoryview) -> dict[str, str]:
     """The properties of a record; its body is not looked at."""
     _, magic, *_, sys_flag = _HEAD.unpack_from(record)
-    at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
-    at += 4 + int.from_bytes(record[at : at + 4], "big")
+    _, at = _body_place(record, sys_flag)
     width = 1 if magic == MAGIC_V1 else 2
     at += width + int.from_bytes(record[at : at + width], "big")
     return decode_properties(bytes(record[at + 2 :]).decode(errors="replace"))

@@ -14,11 +14,11 @@ from rocketq.app import RocketQ
 from rocketq.client import ClientInstance, PopConsumer, PushConsumer
 from rocketq.client.admin import Admin
 from rocketq.client.pop_consumer import can_pop
-from rocketq.client.waiting import cancel_all
 from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
 from rocketq.errors import ConfigError, RemotingError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address
 from rocketq.remoting.bodies import TopicConfig
+from rocketq.remoting.waiting import cancel_all
 from rocketq.worker.execution import Execution, Outcome
 from rocketq.worker.ticks import Ticks
 

@@ -43,6 +43,10 @@ class Ours:
         """kill -9 of the broker only, as the NameServer has to say that it is gone."""
         self._broker.kill()
 
+    def stop_broker(self) -> int:
+        """A clean stop of the broker only; its exit code."""
+        return self._broker.stop()
+
     def end(self) -> None:
         for process in (self._broker, self._namesrv):
             if process is not None:

@@ -12,23 +12,14 @@ from apache import Apache
 from peer import Peer, start_client
 from scenarios import bodies, plain
 from servers import ServerProcess
+from test_peers_ha import SLAVE, Ours
 from test_peers_store import consumed, everything
 from wire import committed, create_topic, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
-
-class _Broker:
-    """One of ours, as a `wire.Server`. It waits for its slave before it answers, as SYNC_MASTER does."""
-
-    kind = "rocketq"
-
-    def __init__(self, data: Path, namesrv: str, *settings: str) -> None:
-        sizes = ("mappedFileSizeCommitLog=67108864", "mappedFileSizeConsumeQueue=300000", "haListenPort=0")
-        options = [part for setting in (*sizes, *settings) for part in ("--set", setting)]
-        place = ("--data", data, "--namesrv", namesrv, "--host", "127.0.0.1", "--port", "0", "--name", "broker-a")
-        self.process = ServerProcess("broker", *place, *options)
-        self.namesrv, self.broker = namesrv, self.process.broker
+#: As Apache's broker of these tests has them, which opens the store then.
+APACHES = {"mappedFileSizeConsumeQueue": 300_000, "maxHashSlotNum": 5_000_000, "maxIndexNum": 20_000_000}
 
 
 def test_apaches_broker_goes_on_as_master_with_our_slaves_store(
@@ -38,10 +29,10 @@ def test_apaches_broker_goes_on_as_master_with_our_slaves_store(
     java, group = client("java-5.4.0"), f"G_{name}"
     with contextlib.ExitStack() as stack:
         namesrv = stack.enter_context(ServerProcess("namesrv", "--port", "0")).namesrv
-        master = _Broker(tmp_path / "master", namesrv, "brokerRole=SYNC_MASTER", "inSyncReplicas=2")
-        stack.enter_context(master.process)
-        slave = _Broker(tmp_path / "slave", namesrv, "brokerRole=SLAVE", "brokerId=1", "slaveReadEnable=true")
-        stack.enter_context(slave.process)
+        master = Ours(tmp_path / "master", namesrv, brokerRole="SYNC_MASTER", inSyncReplicas=2, **APACHES)
+        stack.callback(master.end)
+        slave = Ours(tmp_path / "slave", namesrv, **SLAVE, **APACHES)
+        stack.callback(slave.end)
         create_topic(master, name, 3)
         java.send(master, name, plain(40, "done", tag="A", keys="key"))
         assert consumed(master, java, name, group, 40) == sorted(bodies(40, "done"))
@@ -53,11 +44,11 @@ def test_apaches_broker_goes_on_as_master_with_our_slaves_store(
             return sum(committed(slave, group, name, queue) or 0 for queue in range(3)) == 40
 
         wait_until(taken_over, "the slave has the group's offsets")
-        master.process.kill()
+        master.kill_broker()
         shutil.rmtree(tmp_path / "master")
-        assert slave.process.stop() == 0
+        assert slave.stop_broker() == 0
 
-        theirs = Apache(tmp_path / "apache", store=tmp_path / "slave", namesrv=namesrv)
+        theirs = Apache(tmp_path / "apache", store=slave.store, namesrv=namesrv)
         stack.callback(theirs.kill)
         theirs.start()
         java = start_client("java-5.4.0", tmp_path / "fresh")  # the other looks for the old address for a while
