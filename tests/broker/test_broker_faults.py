@@ -82,6 +82,29 @@ def test_a_full_disk_refuses_sends_serves_pulls_and_heals(tmp_path: Path, flush:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_what_is_due_while_the_disk_is_full_comes_once_when_there_is_room(tmp_path: Path, flush: str) -> None:
+    async def main() -> None:
+        disk = FullDisk()
+        settings: dict[str, Any] = {"flush_disk_type": flush, "message_delay_level": "1s 1h"}
+        async with running(tmp_path, files=disk, **settings) as (broker, wire):
+            for kind in ({"TIMER_DELAY_MS": "1000"}, {"DELAY": "1"}):
+                assert (await wire.store("T", str(kind).encode(), properties=kind)).code == 0
+            due = time.monotonic() + 1
+            disk.full = True
+            assert (await wire.store("T", b"no room")).code == 14
+            await eventually(lambda: time.monotonic() > due + 0.5, "a time at which both are due")
+            assert broker.store.max_offset("T", 0) == 0
+            disk.full = False
+            await eventually(lambda: broker.store.max_offset("T", 0) >= 2, "both", 30)
+            assert (await wire.store("T", b"after")).code == 0
+            bodies = [message.body for message in await wire.messages("T")]
+            assert sorted(bodies[:2]) == [b"{'DELAY': '1'}", b"{'TIMER_DELAY_MS': '1000'}"]
+            assert bodies[2:] == [b"after"]
+
+    asyncio.run(main())
+
+
 def test_producers_are_slowed_down_when_too_many_answers_wait_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -346,7 +346,8 @@ def test_a_restart_forgets_neither_leases_nor_acknowledgements(tmp_path: Path, f
     asyncio.run(test())
 
 
-def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: Path, flush: str) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         sent = await stored(wire, "T", 3)
         (first, *_) = await pop(wire, "T", maxMsgNums=1)
@@ -362,7 +363,7 @@ def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: P
         assert bodies(await pop(wire, "T")) == sent[1:]
         assert (await ack(wire, first.receipt)).code == 0
 
-    with_broker(tmp_path, test)
+    with_broker(tmp_path, test, flush_disk_type=flush)
 
 
 def test_peek_and_notification_give_nothing_out(tmp_path: Path) -> None:

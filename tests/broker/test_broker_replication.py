@@ -353,6 +353,20 @@ def test_sends_wait_for_slaves(tmp_path):
     run(test, tmp_path)
 
 
+def test_an_async_master_does_not_wait_for_slaves(tmp_path):
+    async def test(made):
+        master, wire = await made.master(broker_role="ASYNC_MASTER", in_sync_replicas=2, slave_timeout=600_000)
+        slave = await RawSlave.connect(master)
+        slave.report(0)
+        await until(lambda: master.replication.master.replicas == 2, "the slave, which acknowledges nothing")
+        assert (await wire.store("T")).code == 0
+        slave.writer.close()
+        await until(lambda: master.replication.master.replicas == 1, "its end")
+        assert (await wire.store("T")).code == 0
+
+    run(test, tmp_path)
+
+
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_what_was_answered_is_on_the_slave(tmp_path, flush):
     async def test(made):

@@ -24,3 +24,12 @@ def test_every_guarantee_names_a_test_that_exists():
         path, _, test = name.partition("::")
         source = (DOCS.parent / path).read_text(encoding="utf-8")
         assert re.search(rf"^(?:def {test}\(|{test} = )", source, re.MULTILINE), f"{name} does not exist"
+
+
+def test_every_cell_of_what_is_guaranteed_has_its_test():
+    page = (DOCS / "durability.md").read_text(encoding="utf-8").partition("## The tests")[0]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
+    guarantees = [cell for row in rows if len(row) == 3 for cell in row[1:] if not cell.startswith(("`", "---"))]
+    assert len(guarantees) > 50
+    needs_none = re.compile("the same|without slaves everything")
+    assert [cell for cell in guarantees if "](#" not in cell and not needs_none.match(cell)] == []

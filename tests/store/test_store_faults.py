@@ -279,6 +279,24 @@ def test_a_failed_flush_ends_writing_for_good(opened, disk):
     assert (opened.directory / "abort").exists()
 
 
+def test_a_failed_flush_ends_writing_for_good_where_nobody_waits_for_it(opened, disk):
+    store = opened(files=disk, flush_disk_type="ASYNC_FLUSH", flush_interval_commit_log=10)
+    first = send(store, body=b"first")
+    wait_until(lambda: store.durable_offset == first.size)
+    disk.failing = {"fdatasync": errno.EIO}
+    send(store, body=b"second")
+    wait_until(lambda: store._flusher.failure)
+    disk.failing = {}
+    store.maintain()
+    with pytest.raises(StoreFull, match=r"could not be forced to disk.*restart"):
+        send(store)
+    assert store.durable_offset == first.size
+    assert bodies(store) == [b"first", b"second"]
+    store.close()
+    opened.stores.clear()
+    assert (opened.directory / "abort").exists()
+
+
 def test_sync_flush_serves_nothing_before_it_is_on_disk(opened, disk):
     store = opened(files=disk, flush_disk_type="SYNC_FLUSH")
     arrived, durable = [], []
