@@ -7,6 +7,7 @@ is gone. What is left when the lease ends is revived (:mod:`rocketq.broker.reviv
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,14 +23,32 @@ class Key(NamedTuple):
     pop_time: int
 
 
+class Holder:
+    """A consumer that named itself, see :mod:`rocketq.broker.holders`.
+
+    `connections` of it are open; when the last one was ended by its side, what it holds is given out again `grace` ms
+    later, which `leaving` waits for. It holds `points`, and in order `batches`: (topic, group, queue id) -> pop time.
+    """
+
+    __slots__ = ("__weakref__", "batches", "connections", "grace", "leaving", "points")
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.grace = 0
+        self.leaving: asyncio.TimerHandle | None = None
+        self.points: set[CheckPoint] = set()
+        self.batches: dict[tuple[str, str, int], int] = {}
+
+
 class CheckPoint:
     """Messages at `offsets` of a queue, leased until `due` (ms). `settled` has bit i for the i-th of them.
 
     `position` is where the log of check points has it. `given_back`: what is left when the lease ends was not worked
-    on, so that is no failed attempt. Only memory knows of it, after a restart it counts as one.
+    on, so that is no failed attempt. Only memory knows of it, after a restart it counts as one. `holder`: who has
+    them, if it said so.
     """
 
-    __slots__ = ("due", "given_back", "invisible_time", "key", "offsets", "position", "settled")
+    __slots__ = ("due", "given_back", "holder", "invisible_time", "key", "offsets", "position", "settled")
 
     def __init__(self, key: Key, offsets: Sequence[int], invisible_time: int, settled: int = 0) -> None:
         self.key = key
@@ -39,6 +58,7 @@ class CheckPoint:
         self.due = key.pop_time + invisible_time
         self.position = 0
         self.given_back = False
+        self.holder: Holder | None = None
 
     @property
     def done(self) -> bool:
@@ -87,19 +107,26 @@ class CheckPoints:
 
     def add(self, point: CheckPoint) -> None:
         """A new one, or one that takes the place of the one with the same key."""
-        self._table.pop(point.key, None)
+        self.remove(point)
         self._table[point.key] = point
+        self._put(point)
+
+    def _put(self, point: CheckPoint) -> None:
         heapq.heappush(self._heap, (point.due, point.key))
+        if point.holder is not None:
+            point.holder.points.add(point)
 
     def remove(self, point: CheckPoint) -> None:
         """As if it had never been."""
-        self._table.pop(point.key, None)
+        point = self._table.pop(point.key, point)
+        if point.holder is not None:
+            point.holder.points.discard(point)
 
     def settle(self, point: CheckPoint, bits: int) -> None:
         """These messages of it are acknowledged, or leased anew."""
         point.settled |= bits
         if point.done:
-            self._table.pop(point.key, None)
+            self.remove(point)
 
     def unsettle(self, point: CheckPoint, bits: int) -> None:
         """Take `settle` back: what was to be stored of it could not be."""
@@ -107,7 +134,12 @@ class CheckPoints:
         if point.key not in self._table:
             table = sorted([*self._table.values(), point], key=lambda each: each.position)
             self._table = {each.key: each for each in table}
-            heapq.heappush(self._heap, (point.due, point.key))
+            self._put(point)
+
+    def end(self, point: CheckPoint, now: int) -> None:
+        """Its lease is over."""
+        point.due = min(point.due, now)
+        heapq.heappush(self._heap, (point.due, point.key))
 
     def oldest(self) -> CheckPoint | None:
         """The one that stands first in the log."""

@@ -80,6 +80,10 @@ class OrderInfo(msgspec.Struct, frozen=True, kw_only=True):
             return None
         return msgspec.structs.replace(self, visible={**self.visible, offset: visible})
 
+    def over(self, now: int) -> OrderInfo:
+        """With no lease that ends after `now`."""
+        return msgspec.structs.replace(self, visible={**self.visible, **dict.fromkeys(self.left(), now)})
+
     def count_info(self, queue_id: int) -> str:
         """The part of `orderCountInfo` for this batch."""
         counts = self.counts

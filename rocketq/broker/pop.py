@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from rocketq import properties as props
 from rocketq.broker.batch import Batch, full_remark
-from rocketq.broker.checkpoints import CheckPoint, Key
+from rocketq.broker.checkpoints import CheckPoint, Holder, Key
 from rocketq.broker.clients import Clients
 from rocketq.broker.filtering import Filter, filter_for
 from rocketq.broker.groups import Groups
+from rocketq.broker.holders import Holders
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.orderly import OrderInfo
 from rocketq.broker.popwait import Line, PopWait, Waiter
@@ -61,6 +62,7 @@ class Ask(NamedTuple):
     header: PopMessageHeader
     filter: Filter
     retry_topic: str
+    holder: Holder | None
 
     @property
     def line(self) -> Line:
@@ -106,6 +108,7 @@ class Pop:
         batch: Batch,
         log: ReviveLog,
         wait: PopWait,
+        holders: Holders,
         statistics: Statistics,
         held: Callable[[], None],
         clock_ms: Callable[[], int],
@@ -119,6 +122,7 @@ class Pop:
         self._batch = batch
         self._log = log
         self._wait = wait
+        self._holders = holders
         self._statistics = statistics
         self._held = held
         self._clock_ms = clock_ms
@@ -167,7 +171,8 @@ class Pop:
             raise Refused(ResponseCode.INVALID_PARAMETER, remark)
         wanted = filter_for(header.exp, header.exp_type, sql=config.enable_property_filter)
         self._compensate(header)
-        return Ask(connection, request, header, wanted, pop_retry_topic(topic, group))
+        holder = self._holders.named(connection, header.holder, header.holder_grace)
+        return Ask(connection, request, header, wanted, pop_retry_topic(topic, group), holder)
 
     def _compensate(self, header: PopMessageHeader) -> None:
         """Note what a consumer wants that tells it with its pops and not with heartbeats."""
@@ -301,6 +306,7 @@ class Pop:
             point = CheckPoint(
                 Key(topic, group, queue_id, offsets[0], taken.pop_time), offsets, header.invisible_time
             )
+            point.holder = ask.holder
             if point.key in self._log.points:  # the group was moved back within this ms: the next pop gets them
                 return
             self._log.popped(point)
@@ -344,6 +350,8 @@ class Pop:
             held = info.then(offsets, taken.pop_time, header.invisible_time, header.attempt_id)
         self._log.ordered(topic, group, queue_id, held)
         self._log.orders[key] = held
+        if ask.holder is not None:
+            ask.holder.batches[key] = held.pop_time
         self._offsets.commit(group, topic, queue_id, offsets[0])
         taken.order_counts.append(held.count_info(queue_id))
 

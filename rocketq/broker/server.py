@@ -25,6 +25,7 @@ from rocketq.broker.delay import Delay
 from rocketq.broker.forward import Forward
 from rocketq.broker.groups import Groups
 from rocketq.broker.hold import Hold
+from rocketq.broker.holders import Holders
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.peek import Peek
@@ -156,6 +157,7 @@ class Broker:
         self.offsets.revive_topic = self.revive_log.topic
         self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end)
         self.revive = Revive(self.store, self.topics, self.groups, self.revive_log, clock_ms)
+        self.holders = Holders(self.revive_log, self.pop_wait, self.revive.schedule, clock_ms)
         self.pop = Pop(
             config,
             self.store,
@@ -166,6 +168,7 @@ class Broker:
             self.batch,
             self.revive_log,
             self.pop_wait,
+            self.holders,
             self.statistics,
             self.revive.schedule,
             clock_ms,
@@ -177,6 +180,7 @@ class Broker:
             self.batch,
             self.revive_log,
             self.pop_wait,
+            self.holders,
             self.revive.schedule,
             clock_ms,
         )
@@ -400,6 +404,7 @@ class Broker:
         self._vip = None
         self.hold.stop()
         self.pop_wait.stop()
+        self.holders.stop()
         self.revive.stop()
         try:
             await self.delay.stop()
@@ -458,6 +463,7 @@ class Broker:
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
         self.pop_wait.connection_lost(connection)
+        self.holders.connection_lost(connection)
         self.clients.connection_lost(connection)
 
     def _arrived(self, messages: list[Appended]) -> None:

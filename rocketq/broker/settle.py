@@ -15,7 +15,8 @@ from functools import partial
 import msgspec
 
 from rocketq.broker.batch import Batch, full_remark
-from rocketq.broker.checkpoints import CheckPoint, Key
+from rocketq.broker.checkpoints import CheckPoint, Holder, Key
+from rocketq.broker.holders import Holders
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.orderly import OrderInfo
 from rocketq.broker.pop import check_queue
@@ -69,6 +70,7 @@ class Settle:
         batch: Batch,
         log: ReviveLog,
         wait: PopWait,
+        holders: Holders,
         held: Callable[[], None],
         clock_ms: Callable[[], int],
     ) -> None:
@@ -78,6 +80,7 @@ class Settle:
         self._batch = batch
         self._log = log
         self._wait = wait
+        self._holders = holders
         self._held = held
         self._clock_ms = clock_ms
 
@@ -175,10 +178,11 @@ class Settle:
                 remark = f"a lease of {header.invisible_time} ms is none (topic {header.topic})"
                 raise Refused(ResponseCode.INVALID_PARAMETER, remark)
             key = _key(header, receipt)
+            holder = self._holders.named(connection, header.holder, header.holder_grace)
             if receipt.revive_queue == ORDERLY_QUEUE:
-                changed = self._change_in_order(key, header, undo)
+                changed = self._change_in_order(key, header, holder, undo)
             else:
-                changed = self._change_lease(key, header, receipt, undo)
+                changed = self._change_lease(key, header, receipt, holder, undo)
         except Refused as refused:
             nothing = ChangeInvisibleTimeResponse(pop_time=0, invisible_time=0, revive_qid=0)
             return encode_response(request, refused.code, refused.remark, nothing)
@@ -190,7 +194,12 @@ class Settle:
         return None
 
     def _change_lease(
-        self, key: Key, header: ChangeInvisibleTimeHeader, receipt: Receipt, undo: list[Callable[[], None]]
+        self,
+        key: Key,
+        header: ChangeInvisibleTimeHeader,
+        receipt: Receipt,
+        holder: Holder | None,
+        undo: list[Callable[[], None]],
     ) -> ChangeInvisibleTimeResponse:
         points = self._log.points
         old = points.get(key)
@@ -203,6 +212,7 @@ class Settle:
             now += 1
         point = CheckPoint(renewed, range(header.offset, header.offset + 1), header.invisible_time)
         point.given_back = bool(header.give_back)
+        point.holder = holder
         self._log.popped(point)
         points.add(point)
         undo.append(lambda: points.remove(point))
@@ -215,7 +225,11 @@ class Settle:
         )
 
     def _change_in_order(
-        self, key: Key, header: ChangeInvisibleTimeHeader, undo: list[Callable[[], None]]
+        self,
+        key: Key,
+        header: ChangeInvisibleTimeHeader,
+        holder: Holder | None,
+        undo: list[Callable[[], None]],
     ) -> ChangeInvisibleTimeResponse:
         info = self._order(key)
         visible = self._clock_ms() + header.invisible_time
@@ -223,6 +237,8 @@ class Settle:
         if changed is None:
             raise self._over(header)
         self._replace(key, changed, undo)
+        if holder is not None:
+            holder.batches[key.topic, key.group, key.queue_id] = key.pop_time
         return ChangeInvisibleTimeResponse(
             pop_time=key.pop_time, invisible_time=visible - key.pop_time, revive_qid=ORDERLY_QUEUE
         )

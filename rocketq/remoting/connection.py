@@ -124,6 +124,7 @@ class Connection(asyncio.Protocol):
         "counters",
         "local",
         "peer",
+        "peer_left",
         "peer_packed",
         "session",
     )
@@ -151,6 +152,8 @@ class Connection(asyncio.Protocol):
         self.local = ""
         #: True from the moment that nothing can be sent any more
         self.closed = True
+        #: whether it was the peer who ended it, known when it is lost
+        self.peer_left = False
         self.context: Any = None
         self._batch = False
         self._out: list[Buffer] = []
@@ -333,6 +336,8 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        # other errors, a time-out for one, are the network's
+        self.peer_left = not self.closed and (exc is None or isinstance(exc, ConnectionError))
         self.closed = True
         if self._timer is not None:
             self._timer.cancel()

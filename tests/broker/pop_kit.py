@@ -11,6 +11,7 @@ from broker_wire import Wire, config
 from rocketq.broker.batch import Batch
 from rocketq.broker.clients import Clients
 from rocketq.broker.groups import Groups
+from rocketq.broker.holders import Holders
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.pop import Pop
 from rocketq.broker.popwait import PopWait
@@ -146,6 +147,7 @@ class PopKit:
         wait = PopWait(0, 0, batch.end)
         wait.wake_line = lambda line, seconds: None  # type: ignore[method-assign]
         clients = Clients(settings, groups, topics, lambda: 0.0)
+        holders = Holders(self.log, wait, lambda: None, clock)
         pop = Pop(
             settings,
             store,
@@ -156,11 +158,12 @@ class PopKit:
             batch,
             self.log,
             wait,
+            holders,
             statistics,
             lambda: None,
             clock,
         )
-        settle = Settle(store, topics, offsets, batch, self.log, wait, lambda: None, clock)
+        settle = Settle(store, topics, offsets, batch, self.log, wait, holders, lambda: None, clock)
         self.handlers = {**pop.handlers(), **settle.handlers()}
         topics.adopt(store.queues())
         self.log.recover()

@@ -48,6 +48,26 @@ def test_each_mode_serves_whom_it_should(run, server_tls: TlsConfig, mode: str, 
 
 
 @pytest.mark.parametrize("client_tls", PLAIN_OR_TLS)
+def test_who_ended_a_connection_is_known(run, server_tls: TlsConfig, client_tls) -> None:
+    async def main() -> None:
+        service = EchoService()
+        server = Server(service, tls=server_tls)
+        await server.start()
+        for end in ("close", "abort", "server"):
+            client = AsyncClient(tls=client_tls)
+            await client.call(f"127.0.0.1:{server.port}", ECHO)
+            connection = await client.connect(f"127.0.0.1:{server.port}")
+            for each in list(server.connections) if end == "server" else [connection]:
+                each.close() if end == "server" else getattr(each, end)()
+            await until(lambda: not server.connections)
+            assert service.lost.pop().peer_left == (end != "server")
+            await client.close()
+        await server.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize("client_tls", PLAIN_OR_TLS)
 def test_big_bodies_pass_both_ways(run, server_tls: TlsConfig, client_tls) -> None:
     async def main() -> None:
         service = EchoService()

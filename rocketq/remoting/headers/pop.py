@@ -9,7 +9,11 @@ from rocketq.remoting.headers.base import RoutedHeader
 
 
 class PopMessageHeader(RoutedHeader, kw_only=True):
-    """POP_MESSAGE (200050). `queue_id` -1 is any, `init_mode` 0 the oldest, 1 the newest; times in ms."""
+    """POP_MESSAGE (200050). `queue_id` -1 is any, `init_mode` 0 the oldest, 1 the newest; times in ms.
+
+    `holder`, of our own, names the consumer: what it has is given out again `holder_grace` ms after its last
+    connection was ended by its side.
+    """
 
     consumer_group: str = field(name="consumerGroup")
     topic: str
@@ -23,6 +27,8 @@ class PopMessageHeader(RoutedHeader, kw_only=True):
     exp: str | None = None
     order: bool | None = None
     attempt_id: str | None = field(default=None, name="attemptId")
+    holder: str | None = None
+    holder_grace: int | None = field(default=None, name="holderGrace")
 
 
 class PopMessageResponse(Header, kw_only=True):
@@ -59,7 +65,8 @@ class PeekMessageHeader(RoutedHeader, kw_only=True):
 class ChangeInvisibleTimeHeader(RoutedHeader, kw_only=True):
     """CHANGE_MESSAGE_INVISIBLETIME (200053). `invisible_time` in ms from now.
 
-    `give_back`, of our own: the consumer did not work on it, what comes then is no further attempt.
+    Of our own: `give_back`, the consumer did not work on it, what comes then is no further attempt; `holder` and
+    `holder_grace` as for a pop.
     """
 
     consumer_group: str = field(name="consumerGroup")
@@ -69,6 +76,8 @@ class ChangeInvisibleTimeHeader(RoutedHeader, kw_only=True):
     offset: int
     invisible_time: int = field(name="invisibleTime")
     give_back: bool | None = field(default=None, name="giveBack")
+    holder: str | None = None
+    holder_grace: int | None = field(default=None, name="holderGrace")
 
 
 class ChangeInvisibleTimeResponse(Header, kw_only=True):
