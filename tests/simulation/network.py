@@ -87,6 +87,8 @@ class Network:
         ours.arrives = self.world.now + back
         theirs.arrives = self.world.now + there
         await asyncio.sleep(back)
+        if ours.ended:  # cut before it was made: a protocol that is given it now would never hear of that
+            raise ConnectionResetError(104, "Connection reset by peer")
         protocol = factory()
         ours.begin(protocol)
         if ours.broken:  # the other side is gone already
