@@ -63,6 +63,16 @@ class ServerProcess:
             if "the disk of " not in line or "% full" not in line:  # says something about this machine only
                 self.errors.append(line)
 
+    def freeze(self) -> None:
+        """SIGSTOP; returns when it stands still."""
+        self.process.send_signal(signal.SIGSTOP)
+        status = Path(f"/proc/{self.process.pid}/status")
+        wait_until(lambda: "State:\tT" in status.read_text(), what="the process is stopped")
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()

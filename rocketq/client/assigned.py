@@ -26,6 +26,8 @@ class Assigned:
         #: Set when messages came in (ordered consumption waits for it).
         self.arrived = asyncio.Event()
         self.locked_at = float("-inf")
+        #: `Membership.losses` when it was last known that nobody else had the queue meanwhile.
+        self.losses = 0
         self.last_pull_ms = 0
         self.last_consume_ms = 0
 

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
@@ -138,6 +139,8 @@ class ClientInstance:
         self.checks = Checks()
         #: Brokers that were told over their present connection who we are, and who is telling them.
         self._introduced: set[str] = set()
+        #: How often the connection to a broker's address was lost: it forgets then who its members are.
+        self.losses: Counter[str] = Counter()
         self._introducing = asyncio.Lock()
         self._users = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -282,6 +285,7 @@ class ClientInstance:
         if self._users and address not in self._servers.addresses:
             log.info("connection to broker %s is lost, looking for routes again", address)
             self._introduced.discard(address)
+            self.losses[address] += 1
             self._hurry.set()
             self.heartbeat_soon()
 

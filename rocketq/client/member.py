@@ -127,11 +127,13 @@ class GroupMember:
 
     async def _acquire(self, wanted: list[MessageQueue]) -> list[Assigned]:
         """Those of the queues that could be had: with a known offset to begin at."""
+        losses = [self.membership.losses(queue) for queue in wanted]
         offsets = await asyncio.gather(*[self._start_offset(queue) for queue in wanted])
         fresh = []
-        for queue, offset in zip(wanted, offsets, strict=True):
+        for queue, offset, known_losses in zip(wanted, offsets, losses, strict=True):
             if offset is not None:
                 one = self.assigned[queue] = Assigned(queue, offset)
+                one.losses = known_losses
                 fresh.append(one)
         return fresh
 

@@ -209,6 +209,10 @@ class Membership:
         self._troubles.over(address)
         return members
 
+    def losses(self, queue: MessageQueue) -> int:
+        """Changes whenever the queue's broker may have given it to another member without our knowing."""
+        return self.instance.losses[self.instance.routes.master(queue.broker_name) or ""]
+
     async def first_offset(self, queue: MessageQueue) -> int:
         """Where a group without a stored offset begins in the queue. Raises RocketQError."""
         retry = queue.topic.startswith(RETRY_PREFIX)

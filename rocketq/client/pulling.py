@@ -70,12 +70,15 @@ class Puller:
         arrived: Callable[[Assigned], None],
         illegal_offset: Callable[[Assigned, int], Awaitable[None]],
         statistics: dict[str, Statistics],
+        overtaken: Callable[[Assigned], Awaitable[bool]] | None = None,
     ) -> None:
+        """`overtaken(queue)`, asked before each pull: another member is further in it, so it is not pulled from."""
         self._membership = membership
         self._rules = rules
         self._arrived = arrived
         self._illegal_offset = illegal_offset
         self._statistics = statistics
+        self._overtaken = overtaken
         self._troubles = Troubles()
 
     async def run(self, one: Assigned) -> None:
@@ -94,6 +97,8 @@ class Puller:
                 await one.room.wait()
                 continue
             try:
+                if self._overtaken is not None and await self._overtaken(one):
+                    return
                 await self._pull(one)
             except RocketQError as error:
                 await asyncio.sleep(self._pause_after(one, error))

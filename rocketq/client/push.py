@@ -157,6 +157,7 @@ class PushConsumer(GroupMember):
             arrived=self.consuming.arrived,
             illegal_offset=self._illegal_offset,
             statistics=self.statistics,
+            overtaken=None if self.broadcast or ordered else self._overtaken,
         )
         self._locks = Locks(instance, group) if ordered else None
         #: Ordered queues that are not ours any more except for their running handler, which nobody may overtake.
@@ -309,9 +310,33 @@ class PushConsumer(GroupMember):
                 log.warning("group %s: %s is let go of when its running handler returns", self.group, one.queue)
 
     async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
-        if self._locks is not None:  # else another member may be further than we know
+        """Not for queues in which another member may be further than we know."""
+        if self._locks is not None:
             queues = [one for one in queues if one.locked]
+        elif not self.broadcast:
+            queues = list(queues)
+            asked = await asyncio.gather(*[self._overtaken(one) for one in queues], return_exceptions=True)
+            queues = [one for one, overtaken in zip(queues, asked, strict=True) if overtaken is False]
         await super()._commit(queues, wait=wait)
+
+    async def _overtaken(self, one: Assigned) -> bool:
+        """Whether another member went on in the queue while its broker took us for gone, as it does when a connection
+        is lost. We begin anew then where the group is. Raises RocketQError when the broker cannot be asked.
+        """
+        losses = self.membership.losses(one.queue)
+        if one.losses == losses:
+            return False
+        committed = await self.membership.calls.committed(one.queue)
+        if committed is None or committed <= one.process.commit_offset:
+            one.losses = losses
+            return False
+        if self.assigned.get(one.queue) is one:
+            log.info("group %s: another member had %s, going on at %d", self.group, one.queue, committed)
+            del self.assigned[one.queue]
+            one.drop()
+            self.offsets.forget(one.queue)
+            self.wake()
+        return True
 
     # periodic work
 

@@ -5,52 +5,20 @@ from __future__ import annotations
 import asyncio
 import collections
 import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess, wait_until
+from servers import wait_until
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from brokers import TOPIC, Brokers, create_topic
 
 from rocketq.client import Producer, PushConsumer
-from rocketq.client.admin import Admin
 from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage
-from rocketq.remoting.bodies import TopicConfig
-
-TOPIC = "Failover"
-
-
-class Brokers:
-    """A NameServer, masters of two names, and a slave of the first one; all processes."""
-
-    def __init__(self, root: Path, *settings: str) -> None:
-        self.root = root
-        self.settings = settings
-        self.namesrv = ServerProcess("namesrv", "--port", "0")
-        self.running: dict[str, ServerProcess] = {}
-        self.ports: dict[str, str] = {}
-
-    def start(self, directory: str, name: str, *settings: str) -> None:
-        arguments = ["broker", "--data", str(self.root / directory), "--namesrv", self.namesrv.namesrv]
-        arguments += ["--name", name, "--host", "127.0.0.1", "--port", self.ports.get(directory, "0")]
-        shared = ("mappedFileSizeCommitLog=67108864", "haListenPort=0", "slaveReadEnable=true")
-        shared += ("maxHashSlotNum=1000", "maxIndexNum=4000")
-        for setting in (*shared, *settings):
-            arguments += ["--set", setting]
-        broker = self.running[directory] = ServerProcess(*arguments)
-        self.ports[directory] = broker.broker.rpartition(":")[2]
-
-    def start_all(self) -> None:
-        self.start("a", "broker-a", *self.settings)
-        self.start("a-slave", "broker-a", "brokerRole=SLAVE", "brokerId=1")
-        self.start("b", "broker-b")
-
-    def kill(self, directory: str) -> None:
-        self.running.pop(directory).kill()
-
-    def stop(self) -> None:
-        for process in (*self.running.values(), self.namesrv):
-            process.kill()
 
 
 class Load:
@@ -115,13 +83,6 @@ class Drain:
         self._loop.close()
 
 
-def create_topic(namesrv: str) -> None:
-    """On both masters."""
-    with Admin(namesrv) as admin:
-        admin.create_topic(TopicConfig(TOPIC, 4, 4))
-        wait_until(lambda: len(admin.topic_masters(TOPIC)) == 2, 30, "both masters have the topic")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_what_two_brokers_had_outlives_the_masters_disk(tmp_path: Path) -> None:
@@ -130,7 +91,7 @@ def test_what_two_brokers_had_outlives_the_masters_disk(tmp_path: Path) -> None:
     try:
         brokers.start_all()
         namesrv = brokers.namesrv.namesrv
-        create_topic(namesrv)
+        create_topic(namesrv, 2)
         load = Load(namesrv)
         wait_until(lambda: load.on("broker-a") > 100, 60, "answered messages on broker-a")
         brokers.kill("a")
@@ -156,7 +117,7 @@ def test_consumers_read_from_the_slave_until_the_master_is_back(tmp_path: Path) 
     try:
         brokers.start_all()
         namesrv = brokers.namesrv.namesrv
-        create_topic(namesrv)
+        create_topic(namesrv, 2)
         load = Load(namesrv)
         drain = Drain(namesrv)
         for _ in range(2):
