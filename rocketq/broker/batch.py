@@ -50,13 +50,13 @@ _PYTHON = int(Language.PYTHON)
 
 
 class _Waiting(NamedTuple):
-    """Answers that wait until the log is durable up to `end`, and replicated unless there were no slaves for that."""
+    """Answers that wait until the log is durable up to `end`; they say `code` then."""
 
     end: int
     deadline: float
     connection: Connection
     pending: list[Pending]
-    alone: bool
+    code: int
 
 
 def _json_text(text: str) -> str:
@@ -93,9 +93,12 @@ class Batch:
         self._owner: Connection | None = None
         self._appended = 0
         self._pending: list[Pending] = []
-        self._unwaited: list[Pending] = []  # with WAIT=false under SYNC_FLUSH
+        self._for_disk: list[Pending] = []  # without slaves under SYNC_MASTER
+        self._unwaited: list[Pending] = []  # with WAIT=false
         self._undo: list[Callable[[], None]] = []
         self._waiting: deque[_Waiting] = deque()
+        #: those that wait for slaves as well
+        self._waiting_for_slaves: deque[_Waiting] = deque()
         self._waiting_answers = 0
         self.busy = False
         self.store_host = b""
@@ -159,43 +162,57 @@ class Batch:
         answer: bytes | list[Buffer],
         count: int = 1,
         wait: bool = True,
+        slaves: bool = True,
         undo: Callable[[], None] | None = None,
     ) -> None:
         """Note that `request` appended `count` records and gets the frame `answer` when they are written.
 
         When they cannot be written it gets an error instead, and `undo` takes back what is in memory by then.
-        `wait` as for `add`.
+        `wait` as for `add`; without `slaves` it waits for the disk only. With a `count` of 0 the answer waits for
+        what was appended before.
         """
         buffers: list[Buffer] = [answer] if isinstance(answer, bytes) else answer
         entry = (request.opaque, request.serialize_type, None, 0, buffers, None, "")
-        self._add(connection, request, entry, count, wait)
+        self._add(connection, request, entry, count, wait, slaves)
         if undo is not None:
             self._undo.append(undo)
 
-    def _add(self, connection: Connection, request: Command, entry: Pending, count: int, wait: bool) -> None:
+    def _add(
+        self,
+        connection: Connection,
+        request: Command,
+        entry: Pending,
+        count: int,
+        wait: bool,
+        slaves: bool = True,
+    ) -> None:
         if self._owner is not connection:
-            if self._appended:  # left behind by another connection
+            if self._owner is not None:  # left behind by another connection
                 self._finish()
             self._owner = connection
         self._appended += count
         if request.flag & 2:
             return
-        if wait or not self._waits:
+        if not self._waits or (wait and (slaves or self._copies == 1)):
             self._pending.append(entry)
+        elif wait and self._sync:
+            self._for_disk.append(entry)
         else:
             self._unwaited.append(entry)
 
     def end(self) -> None:
         """Write what was appended, and answer it or let it wait for the disk. Called after the frames of one read."""
-        if self._appended:
+        if self._owner is not None:
             self._finish()
 
     def _finish(self) -> None:
         connection, pending, count = self._owner, self._pending, self._appended
         assert connection is not None
-        unwaited = self._unwaited
+        for_disk, unwaited = self._for_disk, self._unwaited
         undo = self._undo
         self._owner, self._appended, self._pending, self._undo = None, 0, [], []
+        if for_disk:
+            self._for_disk = []
         store, statistics = self._store, self._statistics
         before = store.written_offset
         begun = time.perf_counter()
@@ -206,7 +223,7 @@ class Batch:
             statistics.put_failed += count
             for take_back in reversed(undo):
                 take_back()
-            self._fail(connection, pending + unwaited, error)
+            self._fail(connection, pending + for_disk + unwaited, error)
             return
         elapsed = time.perf_counter() - begun
         if elapsed > statistics.put_slowest:
@@ -224,19 +241,23 @@ class Batch:
             self._unwaited = []
             self._answer(connection, unwaited)
         if pending:
-            self._wait(written, connection, pending)
+            self._wait(written, connection, pending, self._copies)
+        if for_disk:
+            self._wait(written, connection, for_disk, 1)
+        if not count:  # what they wait for may be there already
+            self.replicated()
 
-    def _wait(self, end: int, connection: Connection, pending: list[Pending]) -> None:
-        """Let answers wait for the disk, for slaves, or both."""
-        replicas, copies, config = self.replicas, self._copies, self._config
-        alone = copies > 1 and replicas is not None and replicas.replicas < copies
-        if alone and not self._sync:
-            self._answer(connection, pending, ResponseCode.SLAVE_NOT_AVAILABLE)
-            return
-        timeout = max(
-            config.sync_flush_timeout if self._sync else 0, config.slave_timeout if copies > 1 and not alone else 0
-        )
-        self._waiting.append(_Waiting(end, time.monotonic() + timeout / 1000, connection, pending, alone))
+    def _wait(self, end: int, connection: Connection, pending: list[Pending], copies: int) -> None:
+        """Let answers wait for the disk, for slaves (with `copies` > 1), or both."""
+        replicas, config, code = self.replicas, self._config, 0
+        if copies > 1 and replicas is not None and replicas.replicas < copies:
+            copies, code = 1, int(ResponseCode.SLAVE_NOT_AVAILABLE)
+            if not self._sync:
+                self._answer(connection, pending, code)
+                return
+        timeout = max(config.sync_flush_timeout if self._sync else 0, config.slave_timeout if copies > 1 else 0)
+        waiting = self._waiting_for_slaves if copies > 1 else self._waiting
+        waiting.append(_Waiting(end, time.monotonic() + timeout / 1000, connection, pending, code))
         self._waiting_answers += len(pending)
         if self._waiting_answers > MAX_WAITING:
             self.busy = True
@@ -247,7 +268,7 @@ class Batch:
 
     def replicated(self) -> None:
         """Slaves have got further, or one came or went."""
-        if self._waiting:
+        if self._waiting_answers:
             self._release(self._store.advance() if self._sync else self._store.written_offset)
 
     def _replicated_end(self) -> int:
@@ -256,26 +277,28 @@ class Batch:
 
     def _release(self, durable: int) -> None:
         """Answer what is on disk up to `durable` and has enough copies."""
-        waiting, replicated = self._waiting, self._replicated_end()
-        while waiting and waiting[0].end <= durable and (waiting[0].alone or waiting[0].end <= replicated):
-            done = waiting.popleft()
-            self._waiting_answers -= len(done.pending)
-            if not done.connection.closed:
-                self._answer(done.connection, done.pending, ResponseCode.SLAVE_NOT_AVAILABLE if done.alone else 0)
+        on_slaves = min(durable, self._replicated_end()) if self._waiting_for_slaves else durable
+        for waiting, end in ((self._waiting, durable), (self._waiting_for_slaves, on_slaves)):
+            while waiting and waiting[0].end <= end:
+                done = waiting.popleft()
+                self._waiting_answers -= len(done.pending)
+                if not done.connection.closed:
+                    self._answer(done.connection, done.pending, done.code)
         if self.busy:
             self.relax()
 
     def relax(self) -> None:
         """Give up on answers that waited too long, and end flow control when its cause is gone. Called regularly."""
-        waiting, now = self._waiting, time.monotonic()
-        while waiting and waiting[0].deadline <= now:
-            late = waiting.popleft()
-            self._waiting_answers -= len(late.pending)
-            code = ResponseCode.FLUSH_DISK_TIMEOUT
-            if not late.alone and late.end > self._replicated_end():
-                code = ResponseCode.FLUSH_SLAVE_TIMEOUT
-            if not late.connection.closed:
-                self._answer(late.connection, late.pending, code)
+        now = time.monotonic()
+        for waiting in (self._waiting, self._waiting_for_slaves):
+            while waiting and waiting[0].deadline <= now:
+                late = waiting.popleft()
+                self._waiting_answers -= len(late.pending)
+                code = ResponseCode.FLUSH_DISK_TIMEOUT
+                if waiting is self._waiting_for_slaves and late.end > self._replicated_end():
+                    code = ResponseCode.FLUSH_SLAVE_TIMEOUT
+                if not late.connection.closed:
+                    self._answer(late.connection, late.pending, code)
         unflushed = self._store.written_offset - self._store.durable_offset
         self.busy = self._waiting_answers > MAX_WAITING or unflushed > MAX_UNFLUSHED
 
@@ -297,7 +320,8 @@ class Batch:
         ending = f',"serializeTypeCurrentRPC":"JSON","version":{VERSION}}}'
         for opaque, serialize_type, transaction_id, queue_id, appended, several, handle in pending:
             if isinstance(appended, list):
-                if code:
+                # that there was no slave is no failure, and only an answer to a send has words for it
+                if code and code != ResponseCode.SLAVE_NOT_AVAILABLE:
                     appended = [encode_response(Command(0, opaque=opaque, serialize_type=serialize_type), code)]
                 out += appended
                 continue

@@ -205,7 +205,7 @@ class Pop:
         answer = self._answer(ask, taken, self._rest(header.consumer_group, taken, queues))
         head = encode_response(ask.request, ResponseCode.SUCCESS, "FOUND", answer, following=taken.size)
         self._statistics.delivered(header.consumer_group, header.topic, taken.count, taken.size)
-        self._batch.reply(ask.connection, ask.request, [head, *taken.buffers], wait=False, undo=taken.give_back)
+        self._batch.reply(ask.connection, ask.request, [head, *taken.buffers], slaves=False, undo=taken.give_back)
         self._held()
         return True
 

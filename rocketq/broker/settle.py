@@ -159,8 +159,7 @@ class Settle:
 
     def _success(self, connection: Connection, request: Command, undo: list[Callable[[], None]]) -> Reply:
         answer = encode_response(request, ResponseCode.SUCCESS)
-        if not undo:
-            return answer
+        # also when nothing is new: an acknowledgement that came before may not be on disk yet
         self._batch.reply(connection, request, answer, len(undo), undo=partial(_take_back, undo))
         return None
 
@@ -190,7 +189,7 @@ class Settle:
             _take_back(undo)
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         answer = encode_response(request, ResponseCode.SUCCESS, "not set any response code", changed)
-        self._batch.reply(connection, request, answer, wait=False, undo=partial(_take_back, undo))
+        self._batch.reply(connection, request, answer, slaves=False, undo=partial(_take_back, undo))
         return None
 
     def _change_lease(

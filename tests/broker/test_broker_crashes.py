@@ -185,7 +185,8 @@ def test_what_a_broker_answered_for_is_there_after_a_crash(tmp_path: Path, flush
             asyncio.run(check(crash, directory, flush))
 
 
-async def drive_pops(directory: Path, flush: str) -> list[Any]:
+async def drive_pops(directory: Path, flush: str) -> tuple[list[Any], int]:
+    """What was done to the disk, and when that ended (ms): what is promised as leased is so until later."""
     disk = RecordingFiles(directory)
     async with running(directory / "store", files=disk, flush_disk_type=flush, **SETTINGS) as (broker, wire):
         driver = Driver(disk, broker, wire)
@@ -197,36 +198,57 @@ async def drive_pops(directory: Path, flush: str) -> list[Any]:
             for each in done:
                 disk.promise("acknowledged", each.message.body.decode().strip())
 
+        async def popped(**more: Any) -> list[Held]:
+            got = await pop(wire, "T", **more)
+            for each in got:
+                disk.promise("leased", each.message.body.decode().strip())
+            return got
+
         await driver.send(12)
-        first = await pop(wire, "T", maxMsgNums=5)
+        first = await popped(maxMsgNums=5, invisibleTime=600_000)
         await acknowledged(first[:2])
-        renewed = await lease(wire, first[2].receipt, 100_000)
+        renewed = await lease(wire, first[2].receipt, 1_000_000)
         await driver.saved()
         second = await pop(wire, "T", maxMsgNums=4, invisibleTime=100)
         await acknowledged([Held(first[2].message, renewed), first[4], second[3]])  # type: ignore[arg-type]
         await wire.until(lambda: broker.store.max_offset("%RETRY%G_T", 0) == 3, 20, "what was not acknowledged")
-        again = await pop(wire, "T")
+        again = await popped(invisibleTime=600_000)
         await acknowledged(again[::2])
         await driver.saved()
         await driver.send(3)
-        await acknowledged(await pop(wire, "T", maxMsgNums=2))
-    return disk.operations
+        await acknowledged(await popped(maxMsgNums=2, invisibleTime=600_000))
+    return disk.operations, time.time_ns() // 1_000_000
 
 
-async def check_pops(crash: Crash, directory: Path, flush: str) -> None:
+def leased(broker: Broker) -> set[str]:
+    """The messages that somebody holds."""
+    found = set()
+    for point in broker.revive_log.points:
+        for offset in point.open_offsets:
+            entry = broker.store.consume_entry(point.key.topic, point.key.queue_id, offset)
+            assert entry is not None
+            data = broker.store.record_at(entry[0])
+            assert data is not None
+            found.add(bytes(decode_record(data).body).decode().strip())
+    return found
+
+
+async def check_pops(crash: Crash, directory: Path, flush: str, ended: int) -> None:
     promised: dict[str, set[str]] = {}
     for kind, what in crash.promises():
         promised.setdefault(kind, set()).add(what)
-    ahead = 11 * DAY
-
-    def clock_ms() -> int:
-        return time.time_ns() // 1_000_000 + ahead
+    now = ended
 
     log_is_whole = crash.seed is None or flush == "SYNC_FLUSH"
-    async with running(directory / "store", clock_ms=clock_ms, flush_disk_type=flush, **SETTINGS) as (
+    async with running(directory / "store", clock_ms=lambda: now, flush_disk_type=flush, **SETTINGS) as (
         broker,
         wire,
     ):
+        if log_is_whole:
+            lost = promised.get("leased", set()) - promised.get("acknowledging", set()) - leased(broker)
+            assert not lost, f"nobody holds {sorted(lost)} any more"
+        now += 11 * DAY
+        broker.revive.turn()
         wanted = promised.get("accepted", set()) - promised.get("acknowledging", set())
         if not log_is_whole:
             wanted &= bodies(broker, "T").keys()
@@ -245,8 +267,8 @@ async def check_pops(crash: Crash, directory: Path, flush: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_what_was_acknowledged_stays_so_and_the_rest_comes_after_a_crash(tmp_path: Path, flush: str) -> None:
-    operations = asyncio.run(drive_pops(tmp_path, flush))
+    operations, ended = asyncio.run(drive_pops(tmp_path, flush))
     power_failures = POWER_FAILURES if flush == "SYNC_FLUSH" else POWER_FAILURES // 2
     for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
         with left_by(crash) as directory:
-            asyncio.run(check_pops(crash, directory, flush))
+            asyncio.run(check_pops(crash, directory, flush, ended))

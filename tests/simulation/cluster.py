@@ -66,8 +66,6 @@ class BrokerHost:
             **settings,
         }
         self.broker: Broker | None = None
-        #: when its power failed last, ms of its own clock
-        self.dark_at = 0.0
         #: what copies it
         self.slave: BrokerHost | None = None
         self._topics = list(topics)
@@ -112,7 +110,6 @@ class BrokerHost:
     def lose_power(self) -> None:
         """Host and process are gone; nobody is told."""
         self.world.note("power of", self.process, "fails")
-        self.dark_at = self.process.wall() * 1000
         self.world.network.dark.add(self.process.host)
         self.world.bury(self.process, silent=True)
         self.disk.lose_power()
