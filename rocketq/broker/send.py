@@ -608,9 +608,9 @@ class Sender:
         born_host: bytes,
         reconsume_times: int,
     ) -> None:
-        """Store a message on behalf of `request`, which is answered with success when the batch is written.
+        """Store a message on behalf of `request`, which is answered with success when the message is durable.
 
-        A delay among the properties is obeyed. Raises StoreFull, Refused.
+        A delay among the properties is obeyed, WAIT is not. Raises StoreFull, Refused.
         """
         target = self.place(topic, queue_id, properties)
         self._store.append(
@@ -630,7 +630,7 @@ class Sender:
             deliver_time=target.deliver_time,
         )
         done = encode_response(request, ResponseCode.SUCCESS)
-        self._batch.reply(connection, request, done, wait=properties.get(props.WAIT) != "false")
+        self._batch.reply(connection, request, done)
 
 
 def redelivery_limit(group: SubscriptionGroupConfig, asked: int | None, version: int) -> int:

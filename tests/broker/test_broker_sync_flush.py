@@ -62,3 +62,17 @@ def test_leases_and_acknowledgements_are_answered_when_they_are_on_disk(tmp_path
             assert (await ack_all(wire, [last])).code == 0  # nothing is left to wait for
 
     asyncio.run(main())
+
+
+def test_a_message_that_is_sent_back_is_answered_when_it_is_on_disk(tmp_path: Path) -> None:
+    """A consumer commits behind it then: its old place is never read again."""
+
+    async def main() -> None:
+        async with running(tmp_path, flush_disk_type="SYNC_FLUSH") as (broker, wire):
+            assert (await wire.store("T")).code == 0
+            async with SlowDisk(broker, wire) as slow:
+                slow.ask(wire.send(36, {"offset": 0, "group": "G", "delayLevel": 3}))
+                slow.ask(wire.send(36, {"offset": 0, "group": "G", "delayLevel": -1}))
+            assert [answer.code for answer in slow.answers] == [0, 0]
+
+    asyncio.run(main())
