@@ -150,7 +150,7 @@ class Clients:
         for connection, member in silent.items():
             log.warning("client %s at %s sent no heartbeat: closing it", member.client_id, connection.peer)
             self.connection_lost(connection)
-            connection.close()
+            connection.abort()
 
     def _heartbeat(self, connection: Connection, request: Command) -> Reply:
         data = HeartbeatData.decode(request.body)

@@ -93,7 +93,7 @@ NOT_ON_VIP = frozenset(
 )
 #: Seconds between two rounds of periodic work.
 TICK = 0.5
-#: Seconds between two looks for clients and locks that expired.
+#: Seconds between two looks for clients and locks that expired; more often where clients expire soon.
 EXPIRE_EVERY = 10.0
 
 
@@ -519,7 +519,7 @@ class Broker:
     async def _tick(self) -> None:
         """Periodic work until the broker stops; what is done on the loop's thread is short."""
         offsets_every = self.config.flush_consumer_offset_interval / 1000
-        next_expiry = time.monotonic() + EXPIRE_EVERY
+        next_expiry = 0.0
         while not self._stopping.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), TICK)
@@ -541,7 +541,7 @@ class Broker:
                 await self.saver.save_later(self.delay, offsets_every)
                 await self.timer.checkpoint()
                 if now >= next_expiry:
-                    next_expiry = now + EXPIRE_EVERY
+                    next_expiry = now + min(EXPIRE_EVERY, self.config.channel_expired_timeout / 4000)
                     self.clients.expire()
                     self.locks.expire()
             except RocketQError as error:  # a full disk, for one, passes; the next round tries again

@@ -219,7 +219,7 @@ class _Link:
         self._sending = threading.Lock()  # whole frames, one after the other
         self._reader = False  # somebody polls for all
         self._polling = 0  # threads that use the descriptor outside the lock
-        self._last_used = time.monotonic()
+        self._since = self._last_used = time.monotonic()
         #: why the connection is no more; set once
         self.error: str | None = None
 
@@ -335,6 +335,8 @@ class _Link:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     missing = len(answers) - len(commands)
+                    if self._session.seems_dead(max(deadline - timeout, self._since)):
+                        self._fail("the server answers nothing")
                     which = "the request" if len(answers) == 1 else f"{missing} of {len(answers)} requests"
                     raise RequestTimeout(f"{self._address} did not answer {which} within {timeout:g} s")
                 if self._reader:

@@ -139,7 +139,9 @@ class Connection(asyncio.Protocol):
         idle_timeout: float,
         throttle: bool,
     ) -> None:
-        """`throttle`: do not read from a peer that does not read (servers; two such peers would wait for ever)."""
+        """`throttle`: we are the server. It does not read from peers that do not read (two such peers would wait for
+        ever), and waits for those that do not answer.
+        """
         self._service = service
         self._loop = loop
         self.session = session
@@ -302,8 +304,9 @@ class Connection(asyncio.Protocol):
         decoder = self.session.decoder
         begun = decoder.buffered
         commands = decoder.feed(data)
-        if commands or not begun:  # pieces of a frame that does not end are no sign of life
-            self._last_active = self._loop.time()
+        now = self.session.heard = self._loop.time()
+        if commands or not begun:  # a frame that does not end keeps no connection alive
+            self._last_active = now
         if self._held:
             self._held += commands
         elif commands:
@@ -520,13 +523,20 @@ class Connection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         now = self._loop.time()
+        dead = False
         for pending in self.session.expired(now):
+            dead = self.session.seems_dead(pending.deadline - pending.timeout) or dead
             if not pending.context.done():
                 pending.context.set_exception(
                     RequestTimeout(
                         f"{self.peer} did not answer request {pending.code} within {pending.timeout:g} s"
                     )
                 )
+        if dead and not self._throttle and not self.closed:
+            log.info("%s answers nothing: connecting anew", self.peer)
+            self._timer = None
+            self.abort()
+            return
         idle_at = self._last_active + self._idle_timeout
         if now >= idle_at and not self.session.pending:
             log.debug("closing the connection to %s: idle for %g s", self.peer, self._idle_timeout)

@@ -20,6 +20,11 @@ from rocketq.remoting.credentials import Credentials
 #: Unanswered requests of one connection, as in Apache's clients.
 MAX_IN_FLIGHT = 65_535
 
+#: Seconds in which requests are not answered and nothing else comes either, until a connection counts as dead: its
+#: other end, or something between, may have forgotten it without a word. Apache's client closes one for any answer
+#: that is late.
+DEAD_AFTER = 3.0
+
 _OPAQUE_MASK = 0x7FFFFFFF
 
 
@@ -39,8 +44,10 @@ class Session:
         "_clock",
         "_max_in_flight",
         "_opaque",
+        "_silent_since",
         "credentials",
         "decoder",
+        "heard",
         "next_deadline",
         "pending",
         "serialize_type",
@@ -59,6 +66,9 @@ class Session:
         self._clock = clock
         self._max_in_flight = max_in_flight
         self._opaque = 0
+        #: When something came last; whoever feeds `decoder` himself says so here.
+        self.heard = -math.inf
+        self._silent_since = math.inf
         self.decoder = FrameDecoder(max_frame)
         self.serialize_type = serialize_type
         #: what requests are signed with
@@ -134,6 +144,7 @@ class Session:
 
         Answers to nothing are counted and dropped. Look at :attr:`error` afterwards.
         """
+        self.heard = self._clock()
         events: list[tuple[Pending | None, Command]] = []
         for command in self.decoder.feed(data):
             if command.is_response:
@@ -163,6 +174,14 @@ class Session:
         expired = [self.pending.pop(opaque) for opaque in late]
         self.next_deadline = min((pending.deadline for pending in self.pending.values()), default=math.inf)
         return expired
+
+    def seems_dead(self, sent: float) -> bool:
+        """Whether it is time for a new connection, as a request that left at `sent` was not answered in time."""
+        if self._silent_since <= self.heard:
+            self._silent_since = math.inf
+        if sent > self.heard:
+            self._silent_since = min(self._silent_since, sent)
+        return self._clock() - self._silent_since >= DEAD_AFTER - 0.01  # clocks and timers are not that exact
 
     def close(self) -> list[Pending]:
         """The requests that will get no answer any more."""

@@ -65,8 +65,9 @@ class Load:
     `sent`: those that were answered SEND_OK; `statuses`: all answers so far; `errors`: what a user would see.
     """
 
-    def __init__(self, namesrv: str, phase: str = "a") -> None:
-        self.phase = phase
+    def __init__(self, namesrv: str, timeout: float = 30.0) -> None:
+        self.phase = "a"
+        self._timeout = timeout
         self.sent: list[str] = []
         self.statuses: set[str] = set()
         self.errors: list[RocketQError] = []
@@ -82,7 +83,7 @@ class Load:
                 name = f"{self.phase}{number}"
                 number += 1
                 try:
-                    status = producer.send(Message(TOPIC, name.encode()), timeout=30.0).status
+                    status = producer.send(Message(TOPIC, name.encode()), timeout=self._timeout).status
                 except RocketQError as error:
                     self.errors.append(error)
                     continue

@@ -159,3 +159,24 @@ def test_addresses_are_split(address: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ConnectFailed):
         split_address(address)
+
+
+def test_a_connection_on_which_nothing_comes_any_more_seems_dead() -> None:
+    clock = Clock()
+    session = Session(clock)
+    answer = encode(Command(0, opaque=5, flag=1))
+    clock.now = 100.0
+    session.receive(answer)
+    clock.now = 300.0  # silence is nothing to worry about while nobody asks for anything
+    for sent in (299.0, 300.0):  # requests of 1 s
+        clock.now = sent + 1
+        assert not session.seems_dead(sent)
+    clock.now = 302.0
+    assert session.seems_dead(301.0)
+    session.receive(answer)
+    clock.now = 304.0
+    assert not session.seems_dead(303.0)
+    clock.now = 320.0
+    session.receive(answer)
+    clock.now = 330.0  # something came meanwhile: only this answer is late
+    assert not session.seems_dead(315.0)
