@@ -34,7 +34,7 @@ log = logging.getLogger("rocketq.client")
 
 #: Acknowledgements wait so long (seconds) for others, or until so many have come together.
 ACK_DELAY, ACK_BATCH = 0.003, 256
-#: Seconds until a request that failed is sent again, and those that its answer gets.
+#: Seconds until an acknowledgement that failed is sent again, and those that its answer gets.
 AGAIN, TIMEOUT = 0.5, 3.0
 
 _HOPELESS = frozenset(
@@ -265,7 +265,9 @@ class Leases:
             elif not held.renewing:
                 request = change_request(self._group, held.receipt, round(self._lease * 1000))
                 try:
-                    future = self._calls.submit(held.receipt.broker_name, request, min(TIMEOUT, self._lease / 4))
+                    # listened to until the lease ends: the broker may have renewed it although it answers late, and
+                    # then takes no acknowledgement that names the old receipt
+                    future = self._calls.submit(held.receipt.broker_name, request, held.expires - now)
                 except RocketQError as error:
                     log.debug("group %s: the lease of %s waits: %s", self._group, held.message, error)
                     continue

@@ -15,13 +15,17 @@ from servers import start_server
 
 from rocketq.client import AsyncProducer, ClientInstance, ConsumeResult, PopConsumer, PushConsumer, RetryLater
 from rocketq.client import pop_consumer as pop_consumer_module
+from rocketq.client.leases import Leases
+from rocketq.client.pop_calls import Popped
 from rocketq.client.pop_consumer import can_pop
 from rocketq.client.results import DeadLetter, HandlerResult
 from rocketq.errors import ConfigError, ConnectFailed, RocketQError
 from rocketq.filters import Sql
 from rocketq.message import Message, ReceivedMessage
-from rocketq.remoting.codes import ResponseCode
+from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command
+from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse
+from rocketq.remoting.receipts import Receipt
 
 
 async def publish(namesrv: str, topic: str, *bodies: str, **more: Any) -> None:
@@ -66,6 +70,40 @@ def test_a_broker_whose_clock_is_far_ahead_is_popped_all_the_same() -> None:
     with pytest.raises(ConnectFailed, match="waits for messages now"):
         asyncio.run(main())
     assert 0 < refused < 600
+
+
+def test_a_renewal_that_is_answered_late_counts_and_the_acknowledgement_waits_for_it() -> None:
+    """The broker takes none any more that names the receipt which it has replaced."""
+    receipt = Receipt(0, 1000, 8000, 0, "0", "broker-a", 0, 0, "T")
+    now = 0.0
+    asked: list[tuple[Any, float, asyncio.Future[Command]]] = []
+
+    class Calls:
+        group = "G"
+
+        def submit(self, broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
+            asked.append((request, now + timeout, asyncio.get_running_loop().create_future()))
+            return asked[-1][2]
+
+    async def main() -> None:
+        nonlocal now
+        leases = Leases(Calls(), 8.0, clock=lambda: now)  # type: ignore[arg-type]
+        (held,) = leases.take(Popped([object()], [receipt]))  # type: ignore[list-item]
+        now = 4.0
+        leases._renew()
+        ((_, deadline, renewal),) = asked
+        leases.ack([held])
+        now = 7.9
+        assert now < deadline, "nobody listens any more, and it may yet be renewed"
+        answer = ChangeInvisibleTimeResponse(pop_time=5000, invisible_time=8000, revive_qid=0)
+        renewal.set_result(Command(0, flag=1, ext=answer.to_ext()))
+        await asyncio.sleep(0)
+        leases._flush()
+        request, _, _ = asked[1]
+        assert request.code == RequestCode.BATCH_ACK_MESSAGE
+        assert b'"pt":5000' in request.body
+
+    asyncio.run(main())
 
 
 def test_messages_come_once_and_the_next_member_goes_on(namesrv: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 RUN = Path(__file__).with_name("run.py")
 SEEDS = int(os.environ.get("ROCKETQ_SIMULATION_SEEDS", "200"))
 CHUNK = 20
+#: Those beyond the first 200 that failed once, see docs/simulation.md.
+FAILED_ONCE = (294, 687, 780, 793, 797)
 
 
 def run(first: int, seeds: int, *more: str, hash_seed: str = "0") -> str:
@@ -27,6 +29,12 @@ def run(first: int, seeds: int, *more: str, hash_seed: str = "0") -> str:
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_what_is_promised_holds_whatever_happens(first: int) -> None:
     assert f"{CHUNK} seeds, 0 failed" in run(first, CHUNK)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_what_failed_once_holds(seed: int) -> None:
+    assert "1 seeds, 0 failed" in run(seed, 1)
 
 
 @pytest.mark.timeout(600)
