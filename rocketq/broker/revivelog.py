@@ -40,7 +40,7 @@ _READ = 512
 
 
 class Ck(msgspec.Struct):
-    """A check point as JSON (`PopCheckPoint`)."""
+    """A check point as JSON (`PopCheckPoint`). `was` is ours: `so` and `pt` of the one that another lease ended."""
 
     so: int
     pt: int
@@ -53,6 +53,7 @@ class Ck(msgspec.Struct):
     d: list[int] | None = None
     bn: str | None = None
     ro: int = 0
+    was: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ack(msgspec.Struct):
@@ -107,8 +108,8 @@ class ReviveLog:
 
     # writing: each appends to the store's batch and raises StoreFull
 
-    def popped(self, point: CheckPoint) -> None:
-        """These messages leave the broker."""
+    def popped(self, point: CheckPoint, instead_of: Key | None = None) -> None:
+        """These messages leave the broker, or stay away by another lease than that of `instead_of`."""
         key = point.key
         bits = point.settled
         value = Ck(
@@ -123,6 +124,8 @@ class ReviveLog:
             d=[offset - key.start_offset for offset in point.offsets],
             bn=self._broker,
         )
+        if instead_of is not None:
+            value.was = instead_of.start_offset, instead_of.pop_time
         point.position = self._append("ck", _encode(value)).queue_offset
 
     def settled(self, key: Key, offsets: list[int]) -> None:
@@ -259,6 +262,9 @@ class ReviveLog:
                 self._advance(ck.t, ck.c, ck.q, offsets[-1] + 1)
         if not point.done:
             self.points.add(point)
+        if ck.was is not msgspec.UNSET:  # a crash may have taken the record behind, which settles it
+            start, pop_time = ck.was
+            self._take_ack(Ack(start, pop_time, ck.q, ck.t, ck.c, aol=offsets))
 
     def _take_ack(self, ack: Ack) -> None:
         point = self.points.get(Key(ack.t, ack.c, ack.q, ack.so, ack.pt))

@@ -212,7 +212,7 @@ class Settle:
         point = CheckPoint(renewed, range(header.offset, header.offset + 1), header.invisible_time)
         point.given_back = bool(header.give_back)
         point.holder = holder
-        self._log.popped(point)
+        self._log.popped(point, instead_of=key)
         points.add(point)
         undo.append(lambda: points.remove(point))
         self._log.settled(key, [header.offset])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from broker_wire import Wire, running, with_broker
-from pop_kit import ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
+from pop_kit import PopKit, ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
 
 from rocketq.broker.server import Broker
 from rocketq.message import decode_messages
@@ -344,6 +344,21 @@ def test_a_restart_forgets_neither_leases_nor_acknowledgements(tmp_path: Path, f
             assert bodies(await pop(wire, "O", order="true", maxMsgNums=2)) == [b"2"]
 
     asyncio.run(test())
+
+
+def test_a_crash_in_the_middle_of_a_renewal_leaves_one_lease(tmp_path: Path) -> None:
+    """The new lease and the end of the old one are two records: only the first may be there."""
+    kit = PopKit(tmp_path)
+    kit.send("T", 0, b"x")
+    kit.topics.adopt(kit.store.queues())
+    (old,) = kit.pop("T")
+    kit.log.settled = lambda key, offsets: None  # type: ignore[method-assign]
+    assert kit.call(200053, receipt_ext(old.receipt, invisibleTime=90_000)).code == 0
+    kit.kill()
+    assert [point.invisible_time for point in kit.log.points] == [90_000]
+    kit.advance(100_000)
+    assert kit.store.max_offset("%RETRY%G_T", 0) == 1
+    kit.close()
 
 
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
