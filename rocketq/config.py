@@ -418,6 +418,11 @@ class BrokerConfig(Config):
         low=1,
     )
     max_pop_polling_size: int = _option(100_000, "Pops that may wait in all.", low=1)
+    max_pop_check_points: int = _option(
+        1_000_000,
+        "Pops that may hold messages at a time, in all: about 0.5 KB each. Beyond that nothing is given out.",
+        low=1,
+    )
     pop_from_retry_probability: int = _option(
         20, "In how many of 100 pops the retry topic is looked into before the topic itself.", low=0, high=100
     )

@@ -86,6 +86,10 @@ class CheckPoint:
         return self.bits(each for each in self.offsets if each >= start and mask >> (each - start) & 1)
 
 
+#: So many ends of leases that were settled may be remembered beside as many as there are leases.
+_SETTLED = 1000
+
+
 class CheckPoints:
     """All open check points, in the order in which they were put into the log."""
 
@@ -113,6 +117,9 @@ class CheckPoints:
 
     def _put(self, point: CheckPoint) -> None:
         heapq.heappush(self._heap, (point.due, point.key))
+        if len(self._heap) > 2 * len(self._table) + _SETTLED:
+            self._heap = [(each.due, each.key) for each in self._table.values()]
+            heapq.heapify(self._heap)
         if point.holder is not None:
             point.holder.points.add(point)
 

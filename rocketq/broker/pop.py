@@ -141,6 +141,8 @@ class Pop:
         now = self._clock_ms()
         born = header.born_time or now
         left = min(header.poll_time, born + header.poll_time - now)
+        if self._is_full(ask):
+            return self._nothing(ask, ResponseCode.POLLING_FULL)
         if header.poll_time <= 0 or left <= 0:
             return self._nothing(ask)
         waiter = Waiter(ask.line, connection, lambda final: self._again(ask, final))
@@ -186,6 +188,8 @@ class Pop:
 
     def _serve(self, ask: Ask) -> bool:
         """Take what there is and have it answered with the batch; False when there is nothing."""
+        if self._is_full(ask):
+            return False
         header = ask.header
         taken = Taken(self._clock_ms())
         queues = self._queues(ask)
@@ -208,6 +212,10 @@ class Pop:
         self._batch.reply(ask.connection, ask.request, [head, *taken.buffers], slaves=False, undo=taken.give_back)
         self._held()
         return True
+
+    def _is_full(self, ask: Ask) -> bool:
+        """Whether so much is leased that nothing more may be. A group that pops in order has one batch of a queue."""
+        return not ask.header.order and len(self._log.points) >= self._config.max_pop_check_points
 
     def _again(self, ask: Ask, final: bool) -> bool:
         """For a pop that waits."""

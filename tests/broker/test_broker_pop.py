@@ -11,6 +11,7 @@ import pytest
 from broker_wire import Wire, running, with_broker
 from pop_kit import PopKit, ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
 
+from rocketq.broker.checkpoints import CheckPoint, CheckPoints, Key
 from rocketq.broker.server import Broker
 from rocketq.message import decode_messages
 from rocketq.remoting.command import Command
@@ -119,6 +120,39 @@ def test_too_many_waiting_pops_are_told_so(tmp_path: Path) -> None:
         assert (await wire.call(200050, pop_ext("T", "other", pollTime=200))).code == 210
 
     with_broker(tmp_path, test, pop_polling_size=2)
+
+
+def test_nothing_is_given_out_while_too_much_is_leased(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await stored(wire, "T", 3)
+        first = await pop(wire, "T", maxMsgNums=1)
+        second = await pop(wire, "T", "other", maxMsgNums=1)
+        assert (await wire.call(200050, pop_ext("T", pollTime=10_000))).code == 209
+        waits = wire.send(200050, pop_ext("Empty", "ordered", pollTime=10_000, order="true"))
+        assert (await ack_all(wire, first)).code == 0
+        assert bodies(await pop(wire, "T")) == [b"1", b"2"]
+        assert (await wire.call(200050, pop_ext("T", "third"))).code == 209
+        assert (await ack_all(wire, second, "other")).code == 0
+        assert waits not in wire.answers
+
+    async def main() -> None:
+        async with running(tmp_path, max_pop_check_points=2) as (broker, wire):
+            await create(wire, "Empty")
+            await test(broker, wire)
+
+    asyncio.run(main())
+
+
+def test_leases_that_were_settled_long_before_their_end_cost_nothing() -> None:
+    points = CheckPoints()
+    for number in range(20_000):
+        point = CheckPoint(Key("T", "G", 0, number, 1000), range(number, number + 1), 3_600_000 - number)
+        points.add(point)
+        if number % 100:
+            points.settle(point, 1)
+    assert len(points) == 200
+    assert len(points._heap) <= 2 * 200 + 1001
+    assert len(points.take_due(3_601_001, 1000)) == 200
 
 
 def test_a_lease_can_be_prolonged_and_shortened_while_it_lasts(tmp_path: Path) -> None:
