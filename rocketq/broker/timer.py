@@ -197,8 +197,8 @@ class Timer:
         else:
             self.counts.load(files.load_counts())
             self._read = saved.read_time // 1000
-            if self._read == second_of(now) + 1:  # see _settle; this second still takes messages
-                self._read -= 1
+            if self._read == second_of(now) + 1 > saved.timestamp // 1000:
+                self._read -= 1  # see _settle; this second, in which the last run stopped, still takes messages
             self._next = files.replay(saved, self._read, store, self.counts.count)
             delivered_from = store.readable if saved.log_offset is None else saved.log_offset
         self._next = min(max(self._next, low), high)

@@ -268,6 +268,17 @@ def test_timer_log_and_wheel_are_made_again_from_the_commit_log(kit: Kit, lost: 
     assert kit.advance(DAY) == ["far"]
 
 
+def test_nothing_comes_twice_when_the_clock_is_set_back_into_the_second_before(kit: Kit) -> None:
+    kit.send("once", START + 900)
+    assert kit.advance(1000) == ["once"]
+    kit.checkpoint()  # all that is due before START + 1000 was delivered
+    kit.now = START + 800
+    kit.kill()
+    assert kit.advance(3000) == []
+    kit.send("later", kit.now + 100)
+    assert kit.advance(1000) == ["later"]
+
+
 def test_nothing_comes_twice_when_the_clock_is_set_back_before_a_crash(kit: Kit) -> None:
     kit.send("a", START + 1500)
     kit.send("b", START + 3000)
