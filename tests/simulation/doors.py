@@ -64,9 +64,11 @@ def install() -> None:
 def begin(seed: int) -> None:
     """Let everything that is left to chance follow from `seed`."""
     from rocketq import message
+    from rocketq.remoting.server import Server
 
     random.seed(seed)
     message.new_unique_id.__self__._pid = -1  # type: ignore[attr-defined]
+    Server.accepted = 0  # nobody closes the connections of processes that were killed in the seeds before
 
 
 def delay(low: float, high: float) -> float:
