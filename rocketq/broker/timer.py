@@ -206,7 +206,10 @@ class Timer:
         self._horizon = self._read * 1000 << _SHIFT | _PHYSICAL
         delivered_from = max(delivered_from, store.min_physical_offset)
         self._delivered, last = find_delivered(store, delivered_from)
-        self._delivered_until = max(now, last)  # the clock may have been set back
+        # the clock may have been set back, and what was due before `_read` then stands in the wheel behind that
+        behind = self._log.scan(saved.log_end if saved is not None else 0)
+        late = [unit.at + 1 for _, unit in behind if unit.physical in self._delivered]
+        self._delivered_until = max(now, last, self._read * 1000 + 2, *late)
         self._begun.append((second_of(now), delivered_from))
 
     # the loop
