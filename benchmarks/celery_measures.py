@@ -24,8 +24,8 @@ URLS = {
     "redis": "redis://127.0.0.1:{server.port}/0",
     "rabbitmq": "amqp://guest:guest@127.0.0.1:{server.port}//",
 }
-#: For the recovery: what says that a worker is gone. RabbitMQ needs nothing, it sees the connection's end.
-PROMPT = {"rocketq": {"lease": 2}, "redis": {"visibility_timeout": 2}}
+#: For the recovery: what says that a worker is gone. The others need nothing, they see the connection's end.
+PROMPT = {"redis": {"visibility_timeout": 2}}
 #: RabbitMQ says by default nothing of what was published, and may lose it; the others always do.
 CONFIRMED = {"rabbitmq": {"confirm_publish": True}}
 #: Rounds of what takes minutes.
@@ -198,5 +198,5 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
             [*against("late p99 ms"), *against("worker MiB more")],
             rounds=ONCE,
         ),
-        scenario("recovery", "kill -9 of a worker, lease 2 s", recovery, against("back after s"), PROMPT, ONCE),
+        scenario("recovery", "kill -9 of a worker", recovery, against("back after s"), PROMPT, ONCE),
     ]

@@ -98,25 +98,23 @@ class Options:
     """`transport_options`.
 
     `lease`: seconds (1 to 3600, default 30) for which a delivered message is ours before it has to be renewed, and
-    after which another worker gets the tasks of one that was killed. `hold_eta`: whether brokers keep tasks with an
-    eta until they are due (default) or workers do. `dead_letters`: whether tasks that failed for good are kept in the
-    dead letters of their queue (default). `tls`: how to connect.
+    after which another worker gets the tasks of one whose machine is gone. `grace`: seconds (0 to 3600, default 0)
+    that a worker has to come back after its connections ended, before others get its tasks. `hold_eta`: whether
+    brokers keep tasks with an eta until they are due (default) or workers do. `dead_letters`: whether tasks that
+    failed for good are kept in the dead letters of their queue (default). `tls`: how to connect.
     """
 
     lease: float = 30.0
+    grace: float = 0.0
     hold_eta: bool = True
     dead_letters: bool = True
     tls: TlsConfig | None = None
 
     @classmethod
     def read(cls, options: dict[str, Any], ssl: Any) -> Options:
-        """Raises ConfigError for a lease that cannot be."""
-        try:
-            lease = float(options.get("lease", cls.lease))
-        except (TypeError, ValueError):
-            lease = 0.0
-        if not 1 <= lease <= 3600:
-            raise ConfigError(f"transport option lease={options['lease']!r}: a lease has 1 to 3600 seconds")
+        """Raises ConfigError for a lease or a grace that cannot be."""
+        lease = _seconds(options, "lease", 1, cls.lease)
+        grace = _seconds(options, "grace", 0, cls.grace)
         tls = None
         if ssl:
             given = ssl if isinstance(ssl, dict) else {}
@@ -127,4 +125,16 @@ class Options:
                 ca=ca,
                 verify_server=bool(ca),
             )
-        return cls(lease, bool(options.get("hold_eta", True)), bool(options.get("dead_letters", True)), tls)
+        hold_eta, dead_letters = (bool(options.get(name, True)) for name in ("hold_eta", "dead_letters"))
+        return cls(lease, grace, hold_eta, dead_letters, tls)
+
+
+def _seconds(options: dict[str, Any], name: str, least: int, default: float) -> float:
+    """Raises ConfigError."""
+    try:
+        seconds = float(options.get(name, default))
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not least <= seconds <= 3600:
+        raise ConfigError(f"transport option {name}={options[name]!r}: it has {least} to 3600 seconds")
+    return seconds

@@ -48,7 +48,10 @@ class Channel(Publishing):
     def __init__(self, connection: Transport, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
         self.lane = object()  # names the connections that this channel's consuming uses
-        self.keeper = Keeper(connection.engine, connection.options.lease, connection.cluster.address_of)
+        engine, cluster = connection.engine, connection.cluster
+        self.keeper = Keeper(
+            engine, connection.options.lease, cluster.address_of, lambda lease: self.qos.dropped(lease)
+        )
         self._sources: dict[str, list[Source]] = {}
         #: queue -> consumer tag -> (no_ack, callback)
         self._callbacks: dict[str, dict[str, tuple[bool, Callable[[QueueMessage], Any]]]] = {}
@@ -142,13 +145,23 @@ class Channel(Publishing):
         for source in sources:
             source.close()
         if any(source.busy for source in sources):
-            self.connection.engine.close_lane(self.lane)
+            self._close_lane()
             for rest in self._sources.values():  # their requests were given up as well
                 for source in rest:
                     source.busy = False
         for arrived in [one for one in self._ready if one.queue == queue]:
             self._ready.remove(arrived)
             self._give_up(arrived)
+
+    def _close_lane(self) -> None:
+        """Give up what was asked for. What we hold stays ours: before, brokers get to know another connection."""
+        self.keeper.flush()
+        held = {lease.address: lease for lease in self.leases}
+        for lease in held.values():
+            lease.renew_at = 0.0
+        self.keeper.renew_due(held.values())
+        settled = self.connection.engine.settle()
+        self.connection.engine.close_lane(self.lane, holding=bool(held) or not settled)
 
     @property
     def is_ending(self) -> bool:
@@ -197,9 +210,14 @@ class Channel(Publishing):
             return 0
         return max(1, min(MOST, free // sources))
 
+    @property
+    def leases(self) -> list[Lease]:
+        """Of what was handed out, and of what waits for room."""
+        return self.qos.leases() + [one.lease for one in list(self._ready) if one.lease is not None]
+
     def renew(self, ask: Ask | None = None) -> None:
-        """Renew the leases of what was handed out, and of what waits for room; with `ask` wait for the answers."""
-        self.qos.renew([one.lease for one in list(self._ready) if one.lease is not None], ask)
+        """Renew the leases that should be by now; with `ask` wait for the answers."""
+        self.keeper.renew_due(self.leases, ask)
 
     def settled(self) -> None:
         """A message was settled: there is room again."""
@@ -275,6 +293,8 @@ class Channel(Publishing):
             if consumers and not self.qos.can_consume():
                 break
             arrived = self._ready.popleft()
+            if arrived.lease is not None and arrived.lease.lost:
+                continue
             if not consumers:
                 self._give_up(arrived)
                 continue

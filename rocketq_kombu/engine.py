@@ -5,6 +5,10 @@ calls of :meth:`Engine.turn`. Connections are made when first needed, and again 
 time; `lane` keeps requests that are held for long on connections of their own, so that they can be given up together
 (:meth:`Engine.close_lane`).
 
+Brokers give out again what we hold as soon as our side has ended all its connections, see
+:class:`~rocketq.client.pop_calls.Holder`. So one that does not answer any more is put aside, open, until another one
+does: its end could reach the broker when the network is back, before we do.
+
 Any thread may send. Answers are taken in by one thread at a time. After a fork the child begins anew.
 """
 
@@ -18,13 +22,17 @@ import select
 import socket
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from kombu.asynchronous.hub import ERR, READ, WRITE
 
+from rocketq.client.pop_calls import Holder
 from rocketq.errors import ConnectFailed, ConnectionLost, RemotingError, RequestTimeout
+from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command, Header
 from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.session import Backoff
@@ -34,6 +42,15 @@ from rocketq_kombu.link import Link
 #: Gets the answer, or why there is none.
 Done = Callable[[Command | RemotingError], None]
 
+#: What tells brokers that messages are ours, see `Holder`.
+_HOLDING = frozenset(
+    {
+        int(RequestCode.POP_MESSAGE),
+        int(RequestCode.ACK_MESSAGE),
+        int(RequestCode.BATCH_ACK_MESSAGE),
+        int(RequestCode.CHANGE_MESSAGE_INVISIBLETIME),
+    }
+)
 #: Seconds between looks at deadlines under a hub.
 _EXPIRE_EVERY = 1.0
 
@@ -52,15 +69,22 @@ class Timer:
 
 
 class Engine:
-    """All connections of one transport. `connect_timeout` in seconds."""
+    """All connections of one transport. `connect_timeout` and `grace` (see `Options`) in seconds.
+
+    `lost` is told the address of a broker to which a connection that held messages broke.
+    """
 
     def __init__(
         self,
         tls: TlsConfig | None = None,
         connect_timeout: float = 3.0,
         credentials: Credentials | None = None,
+        grace: float = 0.0,
+        lost: Callable[[str], None] = lambda address: None,
     ) -> None:
         self._credentials = credentials
+        self._grace_ms = int(grace * 1000)
+        self._lost = lost
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
         self._connect_timeout = connect_timeout
         self._numbers = itertools.count()
@@ -69,6 +93,9 @@ class Engine:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        #: who we are to the brokers
+        self.holder = Holder(uuid.uuid4().hex, self._grace_ms)
+        self._aside: dict[str, Link] = {}
         self._lock = threading.RLock()  # links, their sessions and what they still have to write
         self._turning = threading.Lock()
         self._links: dict[tuple[str, Hashable], Link] = {}
@@ -113,6 +140,7 @@ class Engine:
                 self._wait_open(link)
             _, frame = link.session.request(code, header, body, timeout, done)
             link.out += frame
+            link.holds |= code in _HOLDING
             if self._hub is None:
                 self._advance(link)
             elif not self._flushing:  # what is sent in one round of the loop leaves together
@@ -155,7 +183,7 @@ class Engine:
         try:
             link.advance()
         except OSError as error:
-            self._fail(link, str(error))
+            self._lose(link, str(error))
             return
         if link.open and not was_open:
             self._backoffs[link.address].succeeded()
@@ -194,22 +222,40 @@ class Engine:
                 try:
                     data, more = link.receive()
                 except OSError as error:
-                    self._fail(link, str(error))
+                    self._lose(link, str(error))
                     return
                 if data is None:
                     return
                 if not data:
-                    self._fail(link, "the server closed it")
+                    self._lose(link, "the server closed it")
                     return
                 events = link.session.receive(data)
                 if link.session.error is not None:
-                    self._fail(link, str(link.session.error))
+                    self._lose(link, str(link.session.error), aside=True)
             for pending, command in events:
                 if pending is not None:  # servers ask clients nothing that concerns us
+                    if pending.code in _HOLDING:
+                        self._is_known(link)
                     pending.context(command)
 
-    def _fail(self, link: Link, reason: str) -> RemotingError:
-        """The end of a connection, and the error that says so; under the lock."""
+    def _is_known(self, link: Link) -> None:
+        """The broker has seen on this connection that we are there: no other one is needed for that."""
+        link.known = True
+        aside = self._aside.pop(link.address, None)
+        if aside is not None:
+            aside.sock.close()
+
+    def _lose(self, link: Link, reason: str, aside: bool = False) -> None:
+        """A connection broke, or is as good as that; under the lock."""
+        self._fail(link, reason, aside)
+        if link.open and link.holds:
+            self._post(partial(self._lost, link.address))
+
+    def _fail(self, link: Link, reason: str, aside: bool = False) -> RemotingError:
+        """The end of a connection, and the error that says so; under the lock.
+
+        `aside`: the broker is not to see it while we hold messages; one connection of each broker is enough for that.
+        """
         error: RemotingError
         if link.open:
             error = ConnectionLost(f"the connection to {link.address} was lost: {reason}")
@@ -221,14 +267,15 @@ class Engine:
                 self._backoffs[link.address].failed(time.monotonic(), str(error))
             if self._hub is not None:
                 self._hub.remove(link.sock.fileno())
-            link.sock.close()
+            if not (aside and link.holds and self._aside.setdefault(link.address, link) is link):
+                link.sock.close()
             for pending in link.session.close():
-                self._post(pending.context, error)
+                self._post(partial(pending.context, error))
         return error
 
-    def _post(self, done: Done, result: Command | RemotingError) -> None:
-        """Have `done` called when nobody is in the middle of anything."""
-        self._posted.append(lambda: done(result))
+    def _post(self, call: Callable[[], None]) -> None:
+        """Have it called when nobody is in the middle of anything."""
+        self._posted.append(call)
         if self._hub is not None and len(self._posted) == 1:
             self.soon(self._run_posted)
 
@@ -244,9 +291,9 @@ class Engine:
                 late = link.session.expired(now)
                 for pending in late:
                     text = f"{link.address} did not answer within {pending.timeout:g} s"
-                    self._post(pending.context, RequestTimeout(text))
+                    self._post(partial(pending.context, RequestTimeout(text)))
                 if late:
-                    self._fail(link, "it does not answer")
+                    self._lose(link, "it does not answer", aside=True)
                 elif not link.open and now > link.until:
                     self._fail(link, "timed out")
         self._run_posted()
@@ -358,14 +405,21 @@ class Engine:
     def attached(self) -> bool:
         return self._hub is not None
 
-    def close_lane(self, lane: Hashable, grace: float = 0.3) -> None:
+    def close_lane(self, lane: Hashable, grace: float = 0.3, *, holding: bool = False) -> None:
         """Give up a lane's connections and what they were asked.
 
         Answers that are under way already are still taken in: the server is told that nothing more comes, and what
-        it says until it closes is read, for `grace` seconds at most.
+        it says until it closes is read, for `grace` seconds at most. `holding`: we have messages, a connection that is
+        the only one by which a broker knows us is put aside.
         """
         self._after_fork()
         links = [link for link in self._links.values() if link.lane == lane]
+        if holding:
+            known = {link.address for link in self._links.values() if link.lane != lane and link.known}
+            for link in [link for link in links if link.address not in known]:
+                links.remove(link)
+                with self._lock:
+                    self._fail(link, "it was given up", aside=True)
         deadline = time.monotonic() + grace
         for link in links:
             if self._hub is not None:
@@ -382,14 +436,15 @@ class Engine:
             with self._lock:
                 self._fail(link, "it was given up")
 
-    def settle(self, lane: Hashable = None, grace: float = 1.0) -> None:
-        """Wait for the answers to what was asked in a lane, for `grace` seconds at most."""
+    def settle(self, lane: Hashable = None, grace: float = 1.0) -> bool:
+        """Wait for the answers to what was asked in a lane; False when not all came within `grace` seconds."""
         deadline = time.monotonic() + grace
         while any(link.session.pending for link in list(self._links.values()) if link.lane == lane):
             left = deadline - time.monotonic()
             if left <= 0:
-                return
+                return False
             self.turn(left)
+        return True
 
     def close(self) -> None:
         """Close everything; what was not answered ends with ConnectionLost."""
@@ -397,6 +452,9 @@ class Engine:
         with self._lock:
             for link in list(self._links.values()):
                 self._fail(link, "the connection was closed")
+            for link in self._aside.values():
+                link.sock.close()
+            self._aside.clear()
         self._timers.clear()
         self._run_posted()
         self.detach()

@@ -2,17 +2,16 @@
 
 A popped message is this process's for the lease. While it is worked on, the lease is renewed
 (CHANGE_MESSAGE_INVISIBLETIME gives a new receipt); when the process dies, the broker hands the message to somebody
-else as soon as the lease ends. Acknowledgements may come from any thread; under an event loop those of one round leave
-in one request.
+else: at once where our connections end with us, otherwise when the lease ends. Acknowledgements may come from any
+thread; under an event loop those of one round leave in one request.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from rocketq.errors import BrokerError, ConnectFailed, RemotingError
 from rocketq.remoting.codes import ResponseCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.receipts import Receipt, fits
+from rocketq_kombu.unstarted import drop
 
 if TYPE_CHECKING:
     from rocketq_kombu.engine import Engine
@@ -38,29 +38,41 @@ _ORDERED = 999
 
 
 class Lease:
-    """One message of a work queue in our hands. `until`: monotonic seconds."""
+    """One message of a work queue in our hands. Times: monotonic seconds. `lost`: it is somebody else's by now."""
 
-    __slots__ = ("address", "busy", "group", "receipt", "settled", "until")
+    __slots__ = ("address", "busy", "group", "lost", "receipt", "renew_at", "settled", "until")
 
-    def __init__(self, group: str, receipt: Receipt, address: str, until: float) -> None:
+    def __init__(self, group: str, receipt: Receipt, address: str, seconds: float) -> None:
         self.group = group
         self.receipt = receipt
         self.address = address
-        self.until = until
+        self.lost = False
+        self.last(time.monotonic(), seconds)
         self.busy = False  # a renewal is under way: the receipt is about to change
         self.settled: Callable[[], None] | None = None  # what is to be done after that
+
+    def last(self, now: float, seconds: float) -> None:
+        """It is ours for so long, and should be renewed when a third of that is over."""
+        self.until, self.renew_at = now + seconds, now + seconds / 3
 
     def __str__(self) -> str:
         return f"offset {self.receipt.offset} of queue {self.receipt.queue_id} of {self.receipt.topic}"
 
 
 class Keeper:
-    """Acknowledges, gives back and renews leases. `lease`: seconds."""
+    """Acknowledges, gives back and renews leases. `lease`: seconds; `lost` is told of those that others have by now."""
 
-    def __init__(self, engine: Engine, lease: float, address_of: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        lease: float,
+        address_of: Callable[[str], str | None],
+        lost: Callable[[Lease], None],
+    ) -> None:
         self._engine = engine
         self.lease = lease
         self._address_of = address_of
+        self._lost = lost
         self._lock = threading.Lock()  # of `busy`, `settled` and `_done`
         self._done: list[Lease] = []  # to be acknowledged
 
@@ -73,7 +85,7 @@ class Keeper:
 
     def ack(self, lease: Lease) -> None:
         """The message is done with."""
-        if self._later(lease, lambda: self.ack(lease)):
+        if lease.lost or self._later(lease, lambda: self.ack(lease)):
             return
         with self._lock:
             self._done.append(lease)
@@ -92,9 +104,10 @@ class Keeper:
             if fits(lease.receipt) and lease.receipt.revive_queue != _ORDERED and len(done) > 1:
                 together.setdefault((lease.receipt.broker_name, lease.group), []).append(lease)
             else:
-                self._acknowledge([lease], ack_request(lease.group, lease.receipt))
+                self._acknowledge([lease], ack_request(lease.group, lease.receipt, self._engine.holder))
         for (broker, group), leases in together.items():
-            self._acknowledge(leases, batch_ack_request(broker, group, [one.receipt for one in leases]))
+            receipts = [one.receipt for one in leases]
+            self._acknowledge(leases, batch_ack_request(broker, group, receipts, self._engine.holder))
 
     def _acknowledge(self, leases: list[Lease], request: Request) -> None:
         def done(answer: Command | RemotingError) -> None:
@@ -118,7 +131,7 @@ class Keeper:
 
     def give_back(self, lease: Lease) -> None:
         """Somebody else may have the message at once; that does not count as an attempt."""
-        if self._later(lease, lambda: self.give_back(lease)):
+        if lease.lost or self._later(lease, lambda: self.give_back(lease)):
             return
 
         def done(answer: Command | RemotingError) -> None:
@@ -126,12 +139,23 @@ class Keeper:
                 log.info("%s comes back when its lease ends: %s", lease, answer)
 
         try:
-            self._send(lease, change_request(lease.group, lease.receipt, 1, give_back=True), done)
+            request = change_request(lease.group, lease.receipt, 1, give_back=True, holder=self._engine.holder)
+            self._send(lease, request, done)
         except ConnectFailed as error:
             done(error)
 
-    def renew(self, lease: Lease, ask: Ask | None = None) -> None:
-        """Keep the message, which is marked as busy, for another lease; with `ask` wait for the answer."""
+    def renew_due(self, leases: Iterable[Lease], ask: Ask | None = None) -> None:
+        """Renew those that should be by now; with `ask` wait for the answers."""
+        now = time.monotonic()
+        with self._lock:
+            due = [lease for lease in leases if lease.renew_at <= now and not lease.busy]
+            for lease in due:
+                lease.busy = True
+        for lease in due:
+            self._renew(lease, ask)
+
+    def _renew(self, lease: Lease, ask: Ask | None) -> None:
+        """Keep the message, which is marked as busy, for another lease."""
         began = time.monotonic()
 
         def done(answer: Command | RemotingError) -> None:
@@ -139,18 +163,22 @@ class Keeper:
                 if isinstance(answer, RemotingError):
                     raise answer
                 lease.receipt = read_change(answer, lease.receipt, lease.address)
-                lease.until = began + self.lease
-            except (RemotingError, BrokerError) as error:
+                lease.last(began, self.lease)
+            except RemotingError as error:  # who asks for messages warns of it
+                log.info("the lease of %s was not renewed yet: %s", lease, error)
+            except BrokerError as error:
                 log.warning("the lease of %s was not renewed: %s", lease, error)
-                if isinstance(error, BrokerError) and error.code == ResponseCode.NO_MESSAGE:
-                    lease.until = math.inf  # it is over, there is nothing to renew any more
+                lease.lost = error.code == ResponseCode.NO_MESSAGE
             with self._lock:
                 lease.busy = False
                 settled, lease.settled = lease.settled, None
+            if lease.lost:
+                self._lost(lease)
             if settled is not None:
                 settled()
 
-        request = change_request(lease.group, lease.receipt, int(self.lease * 1000))
+        lease_ms = int(self.lease * 1000)
+        request = change_request(lease.group, lease.receipt, lease_ms, holder=self._engine.holder)
         try:
             if ask is None:
                 self._send(lease, request, done)
@@ -214,7 +242,9 @@ class Leases:
         if found is None:
             return
         message, lease = found
-        if requeue:
+        if lease is not None and lease.lost:
+            pass
+        elif requeue:
             self.channel.requeue(message)
         else:
             self.channel.dead_letter(message)
@@ -222,16 +252,19 @@ class Leases:
             self._keeper.ack(lease)
         self.channel.settled()
 
-    def renew(self, others: list[Lease], ask: Ask | None = None) -> None:
-        """Renew what has less than two thirds of its lease left, here and of `others`."""
-        soon = time.monotonic() + self._keeper.lease * 2 / 3
+    def leases(self) -> list[Lease]:
+        """Those of messages that were handed out."""
         with self._lock:
-            held = [lease for _, lease in self._held.values() if lease]
-            due = [lease for lease in held + others if lease.until < soon and not lease.busy]
-            for lease in due:
-                lease.busy = True
-        for lease in due:
-            self._keeper.renew(lease, ask)
+            return [lease for _, lease in self._held.values() if lease is not None and not lease.lost]
+
+    def dropped(self, lease: Lease) -> None:
+        """Somebody else has the message: keep it from being worked on here if that has not begun."""
+        with self._lock:
+            found = [(tag, message) for tag, (message, held) in self._held.items() if held is lease]
+        for tag, message in found:
+            if drop(message):
+                self._take(tag)
+                self.channel.settled()
 
     def restore_unacked(self) -> list[Any]:
         """Give everything back that is not settled."""

@@ -12,6 +12,7 @@ from collections.abc import Hashable
 
 from rocketq.errors import ConnectFailed
 from rocketq.remoting.credentials import Credentials
+from rocketq.remoting.forks import not_for_children
 from rocketq.remoting.session import Session, split_address
 
 _RECEIVE = 256 * 1024
@@ -23,7 +24,8 @@ class Link:
     """A connection to ``host:port``.
 
     `out`: what is still to be written; `until`: when it has to be open at last, monotonic seconds; `watched`: the
-    events that an event loop was asked for.
+    events that an event loop was asked for. `holds`: messages may be ours as long as it is open; `known`: the broker
+    has said so.
     """
 
     __slots__ = (
@@ -31,6 +33,8 @@ class Link:
         "_shaking",
         "_tls",
         "address",
+        "holds",
+        "known",
         "lane",
         "open",
         "out",
@@ -57,12 +61,13 @@ class Link:
         family, kind, protocol, _, to = min(found, key=lambda one: one[0] != socket.AF_INET)
         self.address = address
         self.lane = lane
-        self.sock = socket.socket(family, kind, protocol)
+        self.sock = not_for_children(socket.socket(family, kind, protocol))
         self.session = Session(time.monotonic, credentials=credentials)
         self.out = bytearray()
         self.until = time.monotonic() + timeout
         self.watched = 0
         self.open = False
+        self.holds = self.known = False
         self._connected = False
         self._shaking = select.POLLOUT  # what the handshake waits for
         self._tls = (tls, host) if tls is not None else None
@@ -103,7 +108,9 @@ class Link:
             self._connected = True
             if self._tls is not None:
                 context, host = self._tls
-                self.sock = context.wrap_socket(self.sock, server_hostname=host, do_handshake_on_connect=False)
+                self.sock = not_for_children(
+                    context.wrap_socket(self.sock, server_hostname=host, do_handshake_on_connect=False)
+                )
         if isinstance(self.sock, ssl.SSLSocket):
             try:
                 self.sock.do_handshake()

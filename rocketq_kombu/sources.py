@@ -140,6 +140,7 @@ class WorkSource(Source):
             now_ms=int(time.time() * 1000),
             init_mode=OLDEST,
             order=self.ordered,
+            holder=self.channel.connection.engine.holder,
         )
 
     def take(self, answer: Command, address: str) -> bool:
@@ -151,10 +152,10 @@ class WorkSource(Source):
         if popped.full:
             self._pause(_AFTER_FULL)
         if popped.messages:
-            until = time.monotonic() + self.channel.keeper.lease
+            seconds = self.channel.keeper.lease
             rest = answer.header(PopMessageResponse).rest_num + len(popped.messages) - 1
             arrivals: list[Arrival] = [
-                (message, Lease(self.group, receipt, address, until), rest - index)
+                (message, Lease(self.group, receipt, address, seconds), rest - index)
                 for index, (message, receipt) in enumerate(zip(popped.messages, popped.receipts, strict=True))
             ]
             if self._closed:

@@ -64,7 +64,8 @@ class Transport(virtual.Transport):
         account = (address.access_key, address.secret_key)
         self.cluster = Cluster(namesrv, self.options.tls, *account)
         self.registry = Registry(self.cluster.admin, self.virtual_host)
-        self.engine = Engine(self.options.tls, client.connect_timeout or 3.0, Credentials.of(*account))
+        timeout, grace = client.connect_timeout or 3.0, self.options.grace
+        self.engine = Engine(self.options.tls, timeout, Credentials.of(*account), grace, self._lost)
         self.watch = Watch(self.engine, namesrv, self._learned)
         self.closed = False
         self._hub: Any = None
@@ -74,6 +75,7 @@ class Transport(virtual.Transport):
         self._soon = False
         self._next_upkeep = 0.0
         self._renewer: threading.Thread | None = None
+        self._hurry = threading.Event()
 
     def driver_version(self) -> str:
         from importlib.metadata import version
@@ -200,6 +202,15 @@ class Transport(virtual.Transport):
         for channel in list(self.channels):
             channel.renew()
 
+    def _lost(self, address: str) -> None:
+        """A connection to a broker broke: let it know that we are still there, and see what is still ours."""
+        for channel in list(self.channels):
+            for lease in channel.leases:
+                if lease.address == address:
+                    lease.renew_at = 0.0
+        self._hurry.set()
+        self._renew()
+
     @property
     def _may_be_busy(self) -> bool:
         """Whether the thread that would renew leases works on tasks as well: it does in the solo pool, too.
@@ -222,7 +233,8 @@ class Transport(virtual.Transport):
 
     def _renew_forever(self) -> None:
         while self._may_be_busy and not self.closed:
-            time.sleep(self.options.lease / 4)
+            self._hurry.wait(self.options.lease / 4)
+            self._hurry.clear()
             if self._is_ending:
                 self.engine.turn(0)  # takes in the answers that the event loop does not wait for any more
             for channel in list(self.channels):

@@ -39,6 +39,10 @@ class Holder:
         self.points: set[CheckPoint] = set()
         self.batches: dict[tuple[str, str, int], int] = {}
 
+    def of(self, key: Key) -> list[CheckPoint]:
+        """What it holds of the queue that `key` names."""
+        return [point for point in self.points if point.key[:3] == key[:3]]
+
 
 class CheckPoint:
     """Messages at `offsets` of a queue, leased until `due` (ms). `settled` has bit i for the i-th of them.

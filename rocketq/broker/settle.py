@@ -3,6 +3,7 @@
 Another lease is a new check point of that one message, after which the old one counts as settled. A receipt whose
 lease is over settles nothing: its message is somebody else's by now. As in Apache's broker such an acknowledgement is
 answered with success; a lease cannot be prolonged then (code 208), where Apache's broker hands the message out twice.
+A consumer that names itself has its message by an older receipt as well: the answer to a renewal may have been lost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from rocketq.errors import StoreFull
 from rocketq.record import CorruptRecord
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
-from rocketq.remoting.headers.pop import AckMessageHeader, ChangeInvisibleTimeHeader, ChangeInvisibleTimeResponse
+from rocketq.remoting.headers.pop import (
+    AckMessageHeader,
+    BatchAckHeader,
+    ChangeInvisibleTimeHeader,
+    ChangeInvisibleTimeResponse,
+)
 from rocketq.remoting.receipts import ORDERLY_QUEUE, Receipt, parse_receipt, stored_topic
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
@@ -106,9 +112,10 @@ class Settle:
                 )
                 raise Refused(ResponseCode.NO_MESSAGE, remark)
             key = _key(header, receipt)
+            holder = self._holders.named(connection, header.holder, header.holder_grace)
             if receipt.revive_queue == ORDERLY_QUEUE:
                 self._done_in_order(key, [header.offset], undo)
-            elif (point := self._log.points.get(key)) is not None:
+            elif (point := self._point(key, header.offset, holder)) is not None:
                 self._done(point, point.bits([header.offset]), undo)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
@@ -118,6 +125,8 @@ class Settle:
 
     def _batch_ack(self, connection: Connection, request: Command) -> Reply:
         undo: list[Callable[[], None]] = []
+        header = request.header(BatchAckHeader)
+        holder = self._holders.named(connection, header.holder, header.holder_grace)
         try:
             acks = msgspec.json.decode(request.body, type=_Acks).acks
             parts = [(ack, ack.offsets()) for ack in acks]
@@ -136,6 +145,10 @@ class Settle:
                     self._done_in_order(key, told, undo)
                 elif (point := self._log.points.get(key)) is not None:
                     self._done(point, point.masked(ack.so, mask), undo)
+                elif holder is not None:
+                    for held in holder.of(key):
+                        told = [at for at in held.open_offsets if at >= ack.so and mask >> (at - ack.so) & 1]
+                        self._done(held, held.bits(told), undo)
         except StoreFull as error:
             _take_back(undo)
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
@@ -201,10 +214,10 @@ class Settle:
         undo: list[Callable[[], None]],
     ) -> ChangeInvisibleTimeResponse:
         points = self._log.points
-        old = points.get(key)
-        bits = old.bits([header.offset]) if old is not None else 0
-        if old is None or not bits:
+        old = self._point(key, header.offset, holder)
+        if old is None:
             raise self._over(header)
+        key, bits = old.key, old.bits([header.offset])
         # later than the old one in any case: its receipt must not settle the new one
         now = max(self._clock_ms(), key.pop_time + 1)
         while (renewed := key._replace(start_offset=header.offset, pop_time=now)) in points:
@@ -273,6 +286,14 @@ class Settle:
     def _bounds(self, header: AckMessageHeader | ChangeInvisibleTimeHeader) -> tuple[int, int]:
         topic, queue_id = header.topic, header.queue_id
         return self._store.min_offset(topic, queue_id), self._store.max_offset(topic, queue_id)
+
+    def _point(self, key: Key, offset: int, holder: Holder | None) -> CheckPoint | None:
+        """The check point of which this is an open message, or that the holder has of it since."""
+        point = self._log.points.get(key)
+        if point is not None and point.bits([offset]):
+            return point
+        others = holder.of(key) if holder is not None else []
+        return next((each for each in others if each.bits([offset])), None)
 
     def _order(self, key: Key) -> OrderInfo | None:
         """The batch of an orderly pop, unless another one was given out since."""

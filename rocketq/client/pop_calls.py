@@ -16,6 +16,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, Header
 from rocketq.remoting.headers.pop import (
     AckMessageHeader,
+    BatchAckHeader,
     ChangeInvisibleTimeHeader,
     ChangeInvisibleTimeResponse,
     PopMessageHeader,
@@ -43,6 +44,16 @@ class Request(NamedTuple):
     body: bytes = b""
 
 
+class Holder(NamedTuple):
+    """Who pops. Brokers give out what he holds `grace_ms` after his side has ended his last connection.
+
+    So a living client never ends its last one while it holds messages. Apache's brokers ignore it.
+    """
+
+    name: str
+    grace_ms: int = 0
+
+
 class Popped(NamedTuple):
     """What a pop brought; `full`: the broker has too many waiting requests and did not let this one wait."""
 
@@ -64,6 +75,7 @@ def pop_request(
     expression_type: str = "TAG",
     init_mode: int = NEWEST,
     order: bool = False,
+    holder: Holder | None = None,
 ) -> Request:
     """Up to `count` messages of any queue, held back from others for `lease_ms`; waits up to `poll_ms` for one.
 
@@ -81,6 +93,8 @@ def pop_request(
         exp_type=expression_type,
         exp=expression,
         order=order,
+        holder=holder.name if holder is not None else None,
+        holder_grace=holder.grace_ms if holder is not None else None,
         bname=broker_name,
     )
     return Request(RequestCode.POP_MESSAGE, header)
@@ -100,7 +114,7 @@ def read_pop(answer: Command, group: str, topic: str, broker_name: str, address:
     raise BrokerError(code, answer.remark, address)
 
 
-def ack_request(group: str, receipt: Receipt) -> Request:
+def ack_request(group: str, receipt: Receipt, holder: Holder | None = None) -> Request:
     """The message is consumed."""
     header = AckMessageHeader(
         consumer_group=group,
@@ -108,17 +122,26 @@ def ack_request(group: str, receipt: Receipt) -> Request:
         queue_id=receipt.queue_id,
         extra_info=str(receipt),
         offset=receipt.offset,
+        holder=holder.name if holder is not None else None,
+        holder_grace=holder.grace_ms if holder is not None else None,
         bname=receipt.broker_name,
     )
     return Request(RequestCode.ACK_MESSAGE, header)
 
 
-def batch_ack_request(broker_name: str, group: str, acked: Collection[Receipt]) -> Request:
+def batch_ack_request(
+    broker_name: str, group: str, acked: Collection[Receipt], holder: Holder | None = None
+) -> Request:
     """All these messages of one broker are consumed. Only for receipts that `fits`."""
-    return Request(RequestCode.BATCH_ACK_MESSAGE, {}, batch_ack(broker_name, group, acked))
+    header = BatchAckHeader()
+    if holder is not None:
+        header = BatchAckHeader(holder=holder.name, holder_grace=holder.grace_ms)
+    return Request(RequestCode.BATCH_ACK_MESSAGE, header, batch_ack(broker_name, group, acked))
 
 
-def change_request(group: str, receipt: Receipt, invisible_ms: int, *, give_back: bool = False) -> Request:
+def change_request(
+    group: str, receipt: Receipt, invisible_ms: int, *, give_back: bool = False, holder: Holder | None = None
+) -> Request:
     """The message comes again in `invisible_ms` from now, unless it is acknowledged before.
 
     `give_back`: that is no further attempt, as nobody worked on it. Apache's brokers do not know that and count it.
@@ -131,6 +154,8 @@ def change_request(group: str, receipt: Receipt, invisible_ms: int, *, give_back
         offset=receipt.offset,
         invisible_time=invisible_ms,
         give_back=give_back or None,
+        holder=holder.name if holder is not None else None,
+        holder_grace=holder.grace_ms if holder is not None else None,
         bname=receipt.broker_name,
     )
     return Request(RequestCode.CHANGE_MESSAGE_INVISIBLETIME, header)

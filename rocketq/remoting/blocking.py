@@ -20,6 +20,7 @@ from rocketq.errors import ConnectFailed, ConnectionLost, RequestTimeout
 from rocketq.remoting.codes import JSON
 from rocketq.remoting.command import Command, Header
 from rocketq.remoting.credentials import Credentials
+from rocketq.remoting.forks import not_for_children
 from rocketq.remoting.session import MAX_IN_FLIGHT, Backoff, Session, split_address
 from rocketq.remoting.tls import TlsConfig
 
@@ -185,7 +186,7 @@ def connect(address: str, tls: ssl.SSLContext | None, timeout: float) -> socket.
             raise
     except (OSError, UnicodeError) as error:  # timeouts, ssl.SSLError; names like a..b raise the other
         raise ConnectFailed(f"no connection to {address}: {error}") from None
-    return sock
+    return not_for_children(sock)
 
 
 class _Peer:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from broker_wire import Wire, running, with_broker
-from pop_kit import ack, bodies, create, held, pop, pop_ext, receipt_ext
+from pop_kit import ack, ack_all, bodies, create, held, lease, pop, pop_ext, receipt_ext
 
 from rocketq.broker.server import Broker
+from rocketq.remoting.command import Command
+from rocketq.remoting.receipts import batch_ack
 from rocketq.remoting.server import Connection
 
 #: ms, and seconds far below it in which what is back at once has come.
@@ -246,5 +248,38 @@ def test_what_a_renewal_in_order_says_counts(tmp_path: Path) -> None:
         await two.close()
         assert bodies(await taken_by_others(wire, "O", 1, order="true")) == [b"1"]
         await one.close()
+
+    with_broker(tmp_path, test)
+
+
+def test_a_renewal_whose_answer_was_lost_does_not_cost_the_lease(tmp_path: Path) -> None:
+    """The consumer knows the older receipt only, which counts as long as nobody else has the message."""
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        for number in range(4):
+            await wire.store("T", b"%d" % number)
+        got = await take(wire, "T", "consumer")
+        name = {"invisibleTime": LEASE, "holder": "consumer"}
+        for each in got:
+            for _ in range(2):
+                assert (await wire.call(200053, receipt_ext(each.receipt, **name))).code == 0
+        assert isinstance(await lease(wire, got[0].receipt, LEASE), Command)  # somebody without a name
+        await ack_all(wire, got)
+        assert len(broker.revive_log.points) == 4
+        assert (await wire.call(200051, receipt_ext(got[0].receipt, holder="consumer"))).code == 0
+        assert len(broker.revive_log.points) == 3
+        acks = batch_ack("broker-a", "G", [each.receipt for each in got[:3]])
+        assert (await wire.call(200151, {"holder": "consumer"}, acks)).code == 0
+        assert [point.open_offsets for point in broker.revive_log.points] == [[3]]
+        other = await Wire.connect(broker.port)
+        back = await wire.call(200053, receipt_ext(got[3].receipt, **name) | {"invisibleTime": 1})
+        assert back.code == 0
+        (again,) = await taken_by_others(other, "T", 1)
+        assert again.message.body == b"3"
+        refused = await wire.call(200053, receipt_ext(got[3].receipt, **name))
+        assert refused.code == 208
+        await wire.call(200051, receipt_ext(got[3].receipt, holder="consumer"))
+        assert len(broker.revive_log.points) == 1
+        await other.close()
 
     with_broker(tmp_path, test)

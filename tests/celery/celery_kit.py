@@ -20,8 +20,8 @@ from servers import wait_until
 
 HERE = Path(__file__).parent
 POOLS = ["prefork", "threads", "solo", "gevent"]
-#: Seconds, for tests of what happens when one ends.
-LEASE = 2.0
+#: Seconds, for tests of what happens when one ends, and of what happens long before.
+LEASE, LONG = 2.0, 120.0
 #: Unsettled tasks that a worker may have: `worker_prefetch_multiplier` times its concurrency.
 PREFETCH = 8
 
@@ -37,9 +37,11 @@ class Line(NamedTuple):
 
 
 class Site:
-    """One test's broker URL, journal and application. `lease` in seconds."""
+    """One test's broker URL, journal and application. `lease` and `grace` in seconds."""
 
-    def __init__(self, url: str, directory: Path, lease: float = 30.0, backend: str = "rpc://") -> None:
+    def __init__(
+        self, url: str, directory: Path, lease: float = 30.0, grace: float = 0.0, backend: str = "rpc://"
+    ) -> None:
         self.url = url
         self.directory = directory
         self.journal = directory / "journal"
@@ -49,6 +51,7 @@ class Site:
             "CELERY_TEST_BACKEND": backend,
             "CELERY_TEST_JOURNAL": str(self.journal),
             "CELERY_TEST_LEASE": str(lease),
+            "CELERY_TEST_GRACE": str(grace),
             "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         self.app = Celery("tests", set_as_current=False)
@@ -142,11 +145,13 @@ class Worker:
 
 
 class Wire:
-    """Passes `host:port` on to the same port of 127.0.0.1, until it is cut."""
+    """Passes `host:port` on to the same port of 127.0.0.1, until it is cut, or while it drops nothing."""
 
     def __init__(self, host: str, port: int) -> None:
         self._port = port
         self._cut = threading.Event()
+        self._flows = threading.Event()
+        self._flows.set()
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._listener = socket.create_server((host, port))
@@ -167,11 +172,12 @@ class Wire:
             for source, target in ((here, there), (there, here)):
                 threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self._flows.wait()
                 target.sendall(data)
+        self._flows.wait()  # ends do not come through either
         for sock in (source, target):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -187,9 +193,15 @@ class Wire:
                     sock.shutdown(socket.SHUT_RDWR)
                 sock.close()
 
+    def drop(self) -> None:
+        """Let nothing through, without a word; what is under way comes when it is mended."""
+        self._flows.clear()
+
     def mend(self) -> None:
         self._cut.clear()
+        self._flows.set()
 
     def close(self) -> None:
         self._listener.close()
+        self._flows.set()
         self.cut()

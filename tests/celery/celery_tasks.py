@@ -16,7 +16,10 @@ def settings(environment: Mapping[str, str]) -> dict[str, Any]:
     return {
         "broker_url": environment.get("CELERY_TEST_BROKER", "rocketq://"),
         "result_backend": environment.get("CELERY_TEST_BACKEND", "rpc://"),
-        "broker_transport_options": {"lease": float(environment.get("CELERY_TEST_LEASE", "30"))},
+        "broker_transport_options": {
+            "lease": float(environment.get("CELERY_TEST_LEASE", "30")),
+            "grace": float(environment.get("CELERY_TEST_GRACE", "0")),
+        },
         "broker_connection_retry_on_startup": True,
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,

@@ -42,7 +42,10 @@ def is_settled(connection: kombu.Connection, message: Any) -> bool:
     lease = message.lease
     connection.transport.engine.settle(grace=10)  # an acknowledgement that is under way has the receipt of now
     request = change_request(lease.group, lease.receipt, int(LEASE * 1000))
-    answer = connection.transport.cluster.ask(lease.address, *request)
+    try:
+        answer = connection.transport.cluster.ask(lease.address, *request)
+    except RemotingError:  # its connection is one of those that the cut left without a word
+        return False
     if answer.code == ResponseCode.NO_MESSAGE:
         return True
     lease.receipt = read_change(answer, lease.receipt, lease.address)  # the next attempt acknowledges with this

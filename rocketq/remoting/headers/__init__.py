@@ -170,6 +170,9 @@ from rocketq.remoting.headers.pop import (
     AckMessageHeader as AckMessageHeader,
 )
 from rocketq.remoting.headers.pop import (
+    BatchAckHeader as BatchAckHeader,
+)
+from rocketq.remoting.headers.pop import (
     ChangeInvisibleTimeHeader as ChangeInvisibleTimeHeader,
 )
 from rocketq.remoting.headers.pop import (

@@ -44,13 +44,22 @@ class PopMessageResponse(Header, kw_only=True):
 
 
 class AckMessageHeader(RoutedHeader, kw_only=True):
-    """ACK_MESSAGE (200051)."""
+    """ACK_MESSAGE (200051). `holder` and `holder_grace`, of our own, as for a pop."""
 
     consumer_group: str = field(name="consumerGroup")
     topic: str
     queue_id: int = field(name="queueId")
     extra_info: str = field(name="extraInfo")
     offset: int
+    holder: str | None = None
+    holder_grace: int | None = field(default=None, name="holderGrace")
+
+
+class BatchAckHeader(Header, kw_only=True):
+    """BATCH_ACK_MESSAGE (200151). What is acknowledged is in the body; both of our own, as for a pop."""
+
+    holder: str | None = None
+    holder_grace: int | None = field(default=None, name="holderGrace")
 
 
 class PeekMessageHeader(RoutedHeader, kw_only=True):
