@@ -107,7 +107,9 @@ class GroupMember:
                 mine = set(share)
                 revoked = [queue for queue in self.assigned if queue.topic == topic and queue not in mine]
                 for queue in revoked:
-                    await self._revoke(self.assigned[queue])
+                    one = self.assigned.get(queue)  # its pull may have let go of it meanwhile
+                    if one is not None:
+                        await self._revoke(one)
                 wanted = [queue for queue in share if queue not in self.assigned and queue not in self._moving]
                 fresh = await self._acquire(wanted)
                 settled = settled and len(fresh) == len(wanted)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocketq.client.assigned import Assigned
+from rocketq.client.pull import PullConsumer
 from rocketq.message import MessageQueue
 from rocketq.rebalance import STRATEGIES, average, average_by_circle, consistent_hash, fixed
 
@@ -73,6 +77,28 @@ def test_consistent_hash_places_points_by_the_md5_of_java_texts() -> None:
 def test_a_fixed_list_keeps_only_queues_that_exist() -> None:
     strategy = fixed([MessageQueue("T", "b", 1), MessageQueue("T", "b", 9)])
     assert ids(strategy("whoever", [], queues(4))) == [1]
+
+
+def test_a_queue_that_its_pull_lets_go_of_while_another_is_given_up_is_gone() -> None:
+    async def main() -> None:
+        consumer = PullConsumer("G", "127.0.0.1:1")
+        consumer.subscribe("T")
+        first, second = queues(2)
+        consumer.assigned = {first: Assigned(first, 0), second: Assigned(second, 0)}
+
+        async def share(topic: str) -> list[MessageQueue]:
+            return []
+
+        async def revoke(one: Assigned) -> None:
+            consumer.assigned.clear()
+
+        consumer.membership.share = share  # type: ignore[method-assign]
+        consumer._revoke = revoke  # type: ignore[method-assign]
+        consumer.membership.announce = share  # type: ignore[assignment]
+        assert await consumer.rebalance()
+        assert consumer.assigned == {}
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
