@@ -143,13 +143,20 @@ class Transport(virtual.Transport):
             self.engine.soon(self._work)
 
     def _work(self) -> bool:
-        """Deliver and ask for more, for all channels that have noticed something; True when something was delivered."""
+        """Deliver and ask for more, for all channels that have noticed something; True when something was delivered.
+
+        What was delivered goes first: an event loop asks for more when it has passed it on to its pool.
+        """
         self._soon = False
         delivered = False
         while self._noticed:
             channel = self._noticed.pop()
             if not channel.closed:
-                delivered |= channel.deliver()
+                if channel.deliver():
+                    delivered = True
+                    if self._hub is not None:
+                        self._hub.call_soon(channel.fill)
+                        continue
                 channel.fill()
         if delivered and self._waker is not None:
             self._waker.wake()

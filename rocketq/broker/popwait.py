@@ -2,6 +2,8 @@
 
 Those that would be served alike (same group, topic, queue and filter) stand in one line. When something comes, the
 line is served from its head until one finds nothing: then neither would those behind it. Deadlines are met to the ms.
+
+Consumers get a message before its producer is told that it is stored: they are the ones who have something to do.
 """
 
 from __future__ import annotations
@@ -88,6 +90,11 @@ class PopWait:
         if quiet and self._arrived:
             asyncio.get_running_loop().call_soon(self._wake)
 
+    def serve_arrived(self) -> None:
+        """Serve, at the end of a read, who waits for what came with it."""
+        if self._arrived:
+            self._wake()
+
     def wake(self, topic: str) -> None:
         """Something else than a message changed what may be given out of the topic."""
         if topic in self._topics:
@@ -126,15 +133,22 @@ class PopWait:
 
     def _wake(self) -> None:
         topics, self._arrived = self._arrived, set()
+        served: list[Waiter] = []
         for line in {line for topic in topics for line in self._topics.get(topic, ())}:
-            self._serve(line)
+            served += self._serve(line)
         self._flush()
+        for waiter in served:
+            waiter.connection.flush()
 
-    def _serve(self, line: Line) -> None:
+    def _serve(self, line: Line) -> list[Waiter]:
+        """Those that were served."""
+        served: list[Waiter] = []
         for waiter in list(self._lines.get(line, ())):
             if not self._try(waiter, False):
-                return
+                break
             self._remove(waiter)
+            served.append(waiter)
+        return served
 
     def _late(self, waiter: Waiter) -> None:
         self._remove(waiter)

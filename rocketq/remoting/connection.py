@@ -193,6 +193,11 @@ class Connection(asyncio.Protocol):
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
+    def flush(self) -> None:
+        """Send what was written now, not at the end of the turn."""
+        if not self._batch and not self.closed:
+            self._flush()
+
     def submit(
         self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"", timeout: float = 3.0
     ) -> asyncio.Future[Command]:
