@@ -263,13 +263,15 @@ class Scan:
         return True
 
     def is_gap(self, start: int, end: int) -> bool:
-        """Whether a record at `start`, or a whole sector from there to `end`, are zeros: never written."""
+        """Whether a record at `start` begins with zeros, or a whole sector from there to `end`: never written."""
         file = self._log.find(start)
         if file is None:
             return True
         fd = self._files.open(file.path, write=False, scan=True)
         try:
-            if not any(self._read(fd, file, start, 8)):
+            # of a head across two sectors the first may be lost: no size begins with four zeros
+            head = min(8, _SECTOR - start % _SECTOR)
+            if not any(self._read(fd, file, start, head if head >= 4 else 8)):
                 return True
             position = start - start % _SECTOR
             end = min(end, file.end)

@@ -189,6 +189,25 @@ def test_pages_that_the_disk_lost_with_the_power_are_a_gap_and_the_rest_is_cut(o
     assert everything(opened()) == after
 
 
+@pytest.mark.parametrize("left", [4, 5, 7])
+def test_a_sector_that_the_disk_lost_behind_its_flushed_part_is_a_gap(opened, left):
+    """The head of the next record was its last bytes, and goes on in a sector that the disk has."""
+    store = opened()
+    send(store, body=b"flushed")
+    send(store, body=bytes(512 - (store.written_offset + 91 + len("T")) % 512 - left))
+    offset = store.written_offset
+    assert offset % 512 == 512 - left
+    send(store, body=b"x" * 600)
+    send(store, body=b"behind")
+    opened.crash(store)
+    patch(log_path(opened), offset, bytes(left))
+    store = opened()
+    (problem,) = opened.recovery.problems
+    assert "power" in problem
+    assert store.written_offset == offset
+    assert len(bodies(store)) == 2
+
+
 def test_a_gap_after_an_orderly_stop_is_damage(opened):
     store = opened()
     fill(store, 200)
