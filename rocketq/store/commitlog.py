@@ -236,6 +236,13 @@ class CommitLog:
         files.fdatasync(fd)
         files.fsync_dir(self.directory)
 
+    def clear(self) -> None:
+        """Remove all files."""
+        self.drop_prepared()
+        while self.files:
+            self._remove_last()
+        self._files.fsync_dir(self.directory)
+
     def _remove_last(self) -> None:
         file = self.files.pop()
         self._starts.pop()

@@ -417,18 +417,20 @@ class MessageStore(Reader):
         flusher = self._flusher
         if self._broken or flusher.failure:
             raise StoreError(self._broken or flusher.failure)
-        if not self.log.files and not flusher.written:
-            flusher.written = flusher.durable = self.readable = offset
         end = offset + len(data)
         size = self.config.mapped_file_size_commit_log
-        if offset != flusher.written:
+        begins = not flusher.written and (offset > 0 or not self.log.files)
+        if offset != flusher.written and not begins:
             raise StoreError(f"bytes from {offset} on do not continue a log that ends at {flusher.written}")
-        if offset // size != (end - 1) // size or (not self.log.files and offset % size):
+        if offset // size != (end - 1) // size or (begins and offset % size):
             raise StoreError(
                 f"the files of the log that is followed are not of {size} bytes: set mappedFileSizeCommitLog to the "
                 "master's, and remove this store, which is copied again then"
             )
         try:
+            if begins:  # perhaps elsewhere than when an earlier run was killed before it had a message
+                self.log.clear()
+                flusher.written = flusher.durable = self.readable = offset
             self.log.write(offset, [data])
         except OSError as error:
             raise self._write_failed(error, flusher.written) from error

@@ -139,6 +139,26 @@ def test_an_empty_copy_may_begin_in_the_middle_of_the_log(pair, how):
     same(master, copy)
 
 
+def test_a_copy_that_was_killed_before_it_had_a_message_may_begin_elsewhere(pair):
+    """Its first file is there, and the master writes to a later one by now."""
+    master, follow, opener = pair
+    rng = random.Random(7)
+    fill(master, rng, 50)
+    copy = follow()
+    copy.append_raw(0, bytes(master.raw(0, 60)))
+    opener.crash(copy)
+    while len(master.log.files) < 3:
+        fill(master, rng, 50)
+    copy = follow()
+    assert copy.written_offset == 0
+    transfer(master, copy, rng, begin=master.last_file)
+    fill(master, rng, 100)
+    transfer(master, copy, rng)
+    same(master, copy)
+    opener.crash(copy)
+    same(master, follow())
+
+
 def test_a_topic_that_was_deleted_and_made_anew_begins_again(pair):
     master, follow, _ = pair
     copy = follow()
