@@ -69,6 +69,9 @@ NOT_SENDABLE = frozenset(
     }
 )
 
+#: Queues of a topic on one broker: whoever asks for its statistics, and every client of it, looks at each.
+MAX_QUEUES = 16_384
+
 #: Groups that every broker has from its first start.
 SYSTEM_GROUPS = (
     "TOOLS_CONSUMER",

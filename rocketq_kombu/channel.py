@@ -229,12 +229,11 @@ class Channel(Publishing):
         for message, lease, behind in found:
             try:
                 payload = decode(message.body)
-                properties = payload["properties"]
-                info = properties.setdefault("delivery_info", {})
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except ValueError as error:
                 log.error("offset %d of %s is no message of Kombu's (%s)", message.queue_offset, queue, error)
                 self._settle_unread(message, lease)
                 continue
+            properties = payload["properties"]
             if self._is_over(queue, properties, message, behind):
                 if lease is not None:
                     self.keeper.ack(lease)
@@ -245,7 +244,7 @@ class Channel(Publishing):
             properties["queue"] = queue
             properties["delivery_tag"] = str(next(self._numbers))
             again = message.reconsume_times or FIRST_POP_TIME in message.properties
-            info["redelivered"] = bool(again or properties.get("redelivered"))
+            properties["delivery_info"]["redelivered"] = bool(again or properties.get("redelivered"))
             self._ready.append(Arrived(queue, payload, lease, message.queue_offset))
         if queue in self._prioritized:
             added = [self._ready.pop() for _ in range(len(self._ready) - before)]

@@ -17,8 +17,6 @@ from rocketq.message import ReceivedMessage
 from rocketq_kombu.leases import Lease
 
 _encode = msgspec.json.encode
-#: Of bytes; raises ValueError.
-decode = msgspec.json.decode
 
 
 class QueueMessage(BaseMessage):
@@ -51,6 +49,24 @@ class Arrived(NamedTuple):
     payload: dict[str, Any]
     lease: Lease | None
     offset: int
+
+
+def decode(text: bytes) -> dict[str, Any]:
+    """The message of a text. Raises ValueError for one that no consumer could be handed."""
+    message = msgspec.json.decode(text)
+    if not isinstance(message, dict) or not isinstance(properties := message.get("properties"), dict):
+        raise ValueError("it has no properties")
+    if not isinstance(message.get("headers") or {}, dict):
+        raise ValueError("its headers are no table")
+    if not isinstance(properties.setdefault("delivery_info", {}), dict):
+        raise ValueError("its delivery_info is no table")
+    try:
+        float(properties.get("expiration") or 0)
+        if properties.get("body_encoding") == "base64":
+            base64.b64decode(message.get("body") or b"")
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return message
 
 
 def pack(message: dict[str, Any]) -> None:
@@ -88,7 +104,7 @@ def keys_of(headers: dict[str, Any], properties: dict[str, Any]) -> str:
 def expired(properties: dict[str, Any], message: ReceivedMessage) -> bool:
     """Whether a message waited longer than its `expiration` (ms, counted by when it was stored)."""
     expiration = properties.get("expiration")
-    return expiration is not None and message.store_timestamp + float(expiration) < time.time() * 1000
+    return expiration not in (None, "") and message.store_timestamp + float(expiration) < time.time() * 1000
 
 
 def due(headers: Mapping[str, Any]) -> int | None:

@@ -49,7 +49,7 @@ def _held_by_brokers(state: Any, queue: str) -> Iterator[dict[str, Any]]:
         try:
             payload = decode(message.body)
             payload["properties"].update(delivery_tag="", queue=queue)
-            payload["properties"].setdefault("delivery_info", {})["redelivered"] = False
+            payload["properties"]["delivery_info"]["redelivered"] = False
             request = Request(QueueMessage(payload), app=state.app, hostname=consumer.hostname)
         except _NO_TASK as error:  # it is no task, or none that this worker knows or accepts
             log.debug("offset %d of the timer's topic is no task of this worker: %r", message.queue_offset, error)

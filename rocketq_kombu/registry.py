@@ -23,7 +23,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ _BELIEVE = 1.0
 _BELIEVE_LONGER = 10.0
 #: Names that are remembered at most.
 _MANY = 10_000
+
+T = TypeVar("T")
 
 #: (routing key, pattern, queue), as `kombu.transport.virtual.exchange` has it.
 Binding = tuple[str, str | None, str]
@@ -58,8 +60,19 @@ class Place(msgspec.Struct, frozen=True):
     until: int
 
 
+class _Bound(msgspec.Struct):
+    """The text of a binding."""
+
+    pattern: str | None = None
+    until: int | None = None
+
+
 class Registry:
-    """The tables of one virtual host. Methods raise RemotingError and BrokerError of the NameServers."""
+    """The tables of one virtual host.
+
+    Methods raise RemotingError and BrokerError of the NameServers, and ValueError for a text that somebody else put
+    there.
+    """
 
     def __init__(self, admin: Admin, virtual_host: str, clock: Callable[[], float] = time.time) -> None:
         self._admin = admin
@@ -71,6 +84,27 @@ class Registry:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+    def _believed(
+        self, cache: dict[str, tuple[float, T]], name: str, fresh: bool, what: str, read: Callable[[str], T]
+    ) -> T:
+        """What is known of a name, read anew after a second; while no NameServer answers, what was known before."""
+        now = self._clock()
+        known = cache.get(name)
+        if known is not None and not fresh and now - known[0] < _BELIEVE:
+            return known[1]
+        try:
+            value = read(name)
+        except RemotingError as error:
+            if known is None or fresh:
+                raise
+            log.warning("no NameServer tells of %s %s, going on with what was known: %s", what, name, error)
+            cache[name] = (now + _BELIEVE_LONGER, known[1])
+            return known[1]
+        if len(cache) > _MANY:
+            cache.clear()
+        cache[name] = (now, value)
+        return value
 
     # exchanges
 
@@ -122,54 +156,32 @@ class Registry:
 
     def bindings(self, exchange: str, *, fresh: bool = False) -> list[Binding]:
         """The bindings of an exchange; at most a second old, or `fresh`. Forgets those whose time is over."""
-        now = self._clock()
-        known = self._bindings.get(exchange)
-        if known is not None and not fresh and now - known[0] < _BELIEVE:
-            return known[1]
+        return self._believed(self._bindings, exchange, fresh, "the bindings of exchange", self._read_bindings)
+
+    def _read_bindings(self, exchange: str) -> list[Binding]:
+        now_ms = self._now_ms()
         found: list[Binding] = []
-        try:
-            table = self._admin.kv_table(self._of(exchange))
-        except RemotingError as error:
-            if known is None or fresh:
-                raise
-            _told(error, f"the bindings of exchange {exchange}")
-            self._bindings[exchange] = (now + _BELIEVE_LONGER, known[1])
-            return known[1]
-        for key, text in table.items():
+        for key, text in self._admin.kv_table(self._of(exchange)).items():
             queue, _, routing_key = key.partition("|")
-            value = json.loads(text)
-            if value.get("until", now * 1000) < now * 1000:
+            value = msgspec.json.decode(text, type=_Bound)
+            if value.until is not None and value.until < now_ms:
                 self._admin.kv_delete(self._of(exchange), key)
             else:
-                found.append((unescape(routing_key), value.get("pattern"), unescape(queue)))
-        if len(self._bindings) > _MANY:
-            self._bindings.clear()
-        self._bindings[exchange] = (now, found)
+                found.append((unescape(routing_key), value.pattern, unescape(queue)))
         return found
 
     # short-lived queues
 
     def place(self, queue: str, *, fresh: bool = False) -> Place | None:
         """Where a short-lived queue is; None for other queues, and when its time is over."""
-        now = self._clock()
-        known = self._places.get(queue)
-        if known is not None and not fresh and now - known[0] < _BELIEVE:
-            return known[1]
-        try:
-            text = self._admin.kv_get(self._namespace, f"q|{escape(queue)}")
-        except RemotingError as error:
-            if known is None or fresh:
-                raise
-            _told(error, f"queue {queue}")
-            self._places[queue] = (now + _BELIEVE_LONGER, known[1])
-            return known[1]
+        return self._believed(self._places, queue, fresh, "queue", self._read_place)
+
+    def _read_place(self, queue: str) -> Place | None:
+        text = self._admin.kv_get(self._namespace, f"q|{escape(queue)}")
         place = msgspec.json.decode(text, type=Place) if text is not None else None
-        if place is not None and place.until < now * 1000:
+        if place is not None and place.until < self._now_ms():
             self.forget_place(queue)
-            place = None
-        if len(self._places) > _MANY:
-            self._places.clear()
-        self._places[queue] = (now, place)
+            return None
         return place
 
     def keep_place(self, queue: str, place: Place) -> Place:
@@ -200,7 +212,3 @@ class Registry:
         """A work queue is gone."""
         if self.limit(queue) is not None:
             self._admin.kv_delete(self._namespace, f"l|{escape(queue)}")
-
-
-def _told(error: RemotingError, what: str) -> None:
-    log.warning("no NameServer tells of %s, going on with what was known: %s", what, error)

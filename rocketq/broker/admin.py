@@ -62,8 +62,6 @@ ATTRIBUTES: dict[str, tuple[str, ...] | None] = {
     "message.type": ("UNSPECIFIED", "MIXED", "TRANSACTION", "PRIORITY", "FIFO", "DELAY", "NORMAL"),
     "reserve.time": None,
 }
-#: Queues of one topic: whoever asks for its statistics looks at each.
-MAX_QUEUES = 16_384
 UNCHANGEABLE = frozenset({"queue.type", "cleanup.policy"})
 
 
@@ -142,8 +140,8 @@ class Admin:
     @staticmethod
     def _check_queues(of: str, *numbers: int) -> None:
         for number in numbers:
-            if not 0 <= number <= MAX_QUEUES:
-                remark = f"{of} is to have {number} queues: it can have 0 to {MAX_QUEUES}"
+            if not 0 <= number <= names.MAX_QUEUES:
+                remark = f"{of} is to have {number} queues: it can have 0 to {names.MAX_QUEUES}"
                 raise Refused(ResponseCode.INVALID_PARAMETER, remark)
 
     def _attributes(self, topic: str, changes: dict[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from rocketq.remoting.bodies import MessageRequestMode, QueryAssignmentBody, Top
 from rocketq.remoting.codes import Perm, RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 
 _STRATEGIES: dict[str, Strategy] = {"AVG": average, "AVG_BY_CIRCLE": average_by_circle}
@@ -69,7 +69,7 @@ class Assignment:
 
     def load(self) -> None:
         """Raises StoreError when the file is unreadable."""
-        self._take(load_json(self.path, self._files) or {})
+        load_table(self.path, self._files, self._take)
 
     def _take(self, saved: dict[str, Any]) -> None:
         for topic, groups in saved.get("messageRequestModeMap", {}).items():

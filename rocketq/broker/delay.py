@@ -28,7 +28,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.remoting.waiting import cancel_all
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
 
@@ -119,7 +119,7 @@ class Delay:
         self._take(theirs)
 
     def _load(self) -> None:
-        self._take(load_json(self.path, self._files) or {})
+        load_table(self.path, self._files, self._take)
         self._saved = self._offsets.copy()
 
     def _take(self, saved: dict[str, Any]) -> None:

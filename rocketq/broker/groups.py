@@ -11,7 +11,7 @@ from rocketq import names
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
 from rocketq.remoting.bodies import DataVersion, SubscriptionGroupConfig
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 
 #: Bit of a group's entry in the forbidden table: it may not read the topic.
@@ -40,18 +40,19 @@ class Groups:
 
     def load(self) -> None:
         """Read the file and add the groups that every broker has. Raises StoreError when the file is unreadable."""
-        saved = load_json(self.path, self._files)
-        if saved:
-            for name, value in saved.get("subscriptionGroupTable", {}).items():
-                self.table[name] = SubscriptionGroupConfig.from_json(value)
-            self.forbidden = _bits(saved.get("forbiddenTable", {}))
-            if "dataVersion" in saved:
-                self.data_version = DataVersion.from_json(saved["dataVersion"])
+        load_table(self.path, self._files, self._take)
         missing = [name for name in names.SYSTEM_GROUPS if name not in self.table]
         for name in missing:
             self.table[name] = SubscriptionGroupConfig(group_name=name)
         if missing:
             self._changed()
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        for name, value in saved.get("subscriptionGroupTable", {}).items():
+            self.table[name] = SubscriptionGroupConfig.from_json(value)
+        self.forbidden = _bits(saved.get("forbiddenTable", {}))
+        if "dataVersion" in saved:
+            self.data_version = DataVersion.from_json(saved["dataVersion"])
 
     def get(self, group: str, auto_create: bool = True) -> SubscriptionGroupConfig | None:
         """The settings of `group`, created when it is unknown and may be; None otherwise."""

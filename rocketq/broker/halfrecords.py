@@ -44,7 +44,9 @@ def append_op(
 
 def ends_of(op: Record) -> tuple[list[int], Outcome | None]:
     """The half messages that an op is about, and how they ended; None for an op of Apache's, which does not say."""
-    offsets = [int(text) for text in op.body.decode(errors="replace").split(",") if text.isdecimal()]
+    offsets = [
+        int(text) for text in op.body.decode(errors="replace").split(",") if text.isdecimal() and len(text) < 20
+    ]
     said = op.prepared_transaction_offset
     if said > 0:
         return offsets, Outcome.COMMITTED

@@ -20,6 +20,20 @@ from rocketq.record import TRANSACTION_COMMIT, TRANSACTION_MASK, CorruptRecord, 
 from rocketq.store.store import MessageStore
 
 
+class Saved(NamedTuple):
+    """The file: up to where both topics were read, and the end of the op topic and the checks of what was open."""
+
+    half: int
+    op: int
+    open: dict[int, tuple[int, int]]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Saved:
+        """Raises KeyError, ValueError, TypeError, AttributeError for what is none."""
+        table = {int(offset): (int(op_end), int(checks)) for offset, (op_end, checks) in value["open"].items()}
+        return cls(int(value["halfOffset"]), int(value["opOffset"]), table)
+
+
 class Unsaid(NamedTuple):
     """A half message whose copy is in the log without an op behind it: the write was torn there."""
 
@@ -28,14 +42,13 @@ class Unsaid(NamedTuple):
     copy: int
 
 
-def recover(store: MessageStore, halves: Halves, saved: dict[str, Any] | None, committed: Positions) -> None:
+def recover(store: MessageStore, halves: Halves, saved: Saved | None, committed: Positions) -> None:
     """Bring `halves` to the end of both topics. `saved` is the file, `committed` are the group's offsets or -1."""
     low, high = store.min_offset(names.HALF_TOPIC, 0), store.max_offset(names.HALF_TOPIC, 0)
     begin = committed
     if saved is not None:
-        begin = Positions(max(committed.half, saved["halfOffset"]), max(committed.op, saved["opOffset"]))
-        for text, (op_end, checks) in saved["open"].items():
-            offset = int(text)
+        begin = Positions(max(committed.half, saved.half), max(committed.op, saved.op))
+        for offset, (op_end, checks) in saved.open.items():
             if max(low, committed.half) <= offset < min(high, begin.half):
                 _begin(store, halves, offset, op_end, checks)
     op_low, op_high = store.min_offset(names.OP_HALF_TOPIC, 0), store.max_offset(names.OP_HALF_TOPIC, 0)

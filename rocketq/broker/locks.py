@@ -22,7 +22,7 @@ from rocketq.remoting.bodies import LockBatchBody, LockBatchResponse
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_table, save_json
 from rocketq.store.files import Files
 
 log = logging.getLogger("rocketq.broker")
@@ -43,8 +43,11 @@ class QueueLocks:
 
     def load(self) -> None:
         """Take up the owners that the file names, as if they had just renewed. Raises StoreError."""
+        load_table(self.path, self._files, self._take)
+
+    def _take(self, saved: dict[str, Any]) -> None:
         expires = self._clock() + self._lifetime
-        for group, owners in (load_json(self.path, self._files) or {}).get("lockTable", {}).items():
+        for group, owners in saved.get("lockTable", {}).items():
             self._groups[group] = {
                 MessageQueue(lock["topic"], lock["brokerName"], lock["queueId"]): (lock["clientId"], expires)
                 for lock in owners

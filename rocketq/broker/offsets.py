@@ -25,7 +25,7 @@ from rocketq.remoting.headers import (
     UpdateConsumerOffsetHeader,
 )
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 from rocketq.store.store import MessageStore
 
@@ -79,9 +79,10 @@ class Offsets:
         }
 
     def load(self) -> None:
-        saved = load_json(self.path, self._files)
-        if not saved:
-            return
+        """Raises StoreError when the file is unreadable."""
+        load_table(self.path, self._files, self._load)
+
+    def _load(self, saved: dict[str, Any]) -> None:
         self._take(saved)
         self.revive_end = int(saved.get("reviveEnd", 0))
 

@@ -37,6 +37,8 @@ _FAR, _LONG = 100_000, 3_600_000
 #: ms that a check point of Apache's waits for acknowledgements, which come when its lease is over.
 _GRACE = 3000
 _READ = 512
+#: Messages that one check point may hold; Apache's counts them in a byte.
+_MOST = 127
 
 
 class Ck(msgspec.Struct):
@@ -248,9 +250,10 @@ class ReviveLog:
 
     def _take_point(self, ck: Ck, record: Record, foreign: bool) -> None:
         key = Key(ck.t, ck.c, ck.q, ck.so, ck.pt)
-        offsets = [ck.so + each for each in ck.d or range(ck.n)]
-        if not offsets or not 0 <= ck.so <= offsets[-1]:
+        differences = ck.d or range(ck.n)
+        if not 0 < len(differences) <= _MOST or ck.so < 0 or min(differences) < 0:
             raise ValueError("it names no messages")
+        offsets = [ck.so + each for each in differences]
         known = self.points.get(key)
         point = CheckPoint(key, offsets, ck.it, (ck.bm & 0xFFFFFFFF) | (known.settled if known else 0))
         if foreign or record.queue_id != QUEUE:

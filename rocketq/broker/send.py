@@ -194,6 +194,8 @@ class Sender:
         self._clock_ms = clock_ms
         #: topics that plain sends may go to -> number of queue ids that are accepted
         self._open: dict[str, int] = {}
+        #: Who writes there could say that others hold what they do not hold.
+        self._revive_topic = names.revive_topic(config.broker_cluster_name)
 
     def forget_topics(self) -> None:
         """A topic or a setting changed: look at each topic anew."""
@@ -306,7 +308,7 @@ class Sender:
         wrong = names.check_topic(topic)
         if wrong is not None:
             raise Refused(ResponseCode.INVALID_PARAMETER, wrong)
-        if topic in names.NOT_SENDABLE:
+        if topic in names.NOT_SENDABLE or topic == self._revive_topic:
             remark = f"Sending message to topic[{topic}] is forbidden."
             raise Refused(ResponseCode.NO_PERMISSION, remark)
         if config is None:

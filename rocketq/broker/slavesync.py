@@ -90,7 +90,7 @@ class SlaveSync:
                 try:
                     await self.round()
                     self._said = ""
-                except (RocketQError, ValueError, KeyError, TypeError) as error:
+                except (RocketQError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                     if str(error) != self._said:
                         log.warning("master %s did not tell its tables, trying again: %s", self.master, error)
                     self._said = str(error)
@@ -131,13 +131,22 @@ class SlaveSync:
         return bytes(answer.body)
 
     async def _copy_topics(self) -> None:
-        table: dict[str, Any] = javajson.loads(await self._ask(RequestCode.GET_ALL_TOPIC_CONFIG))
-        version = DataVersion.from_json(table["dataVersion"])
-        topics = [TopicConfig.from_json(value) for value in table["topicConfigTable"].values()]
-        self._topics.copy(topics, version)
+        self._topics.copy(*topics_of(javajson.loads(await self._ask(RequestCode.GET_ALL_TOPIC_CONFIG))))
 
     async def _copy_groups(self) -> None:
-        table: dict[str, Any] = javajson.loads(await self._ask(RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG))
-        version = DataVersion.from_json(table["dataVersion"])
-        groups = [SubscriptionGroupConfig.from_json(value) for value in table["subscriptionGroupTable"].values()]
-        self._groups.copy(groups, table.get("forbiddenTable") or {}, version)
+        table = javajson.loads(await self._ask(RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG))
+        self._groups.copy(*groups_of(table))
+
+
+def topics_of(table: dict[str, Any]) -> tuple[list[TopicConfig], DataVersion]:
+    """A master's topics and their version. Raises ValueError, KeyError, TypeError, AttributeError for others."""
+    topics = [TopicConfig.from_json(value) for value in table["topicConfigTable"].values()]
+    return topics, DataVersion.from_json(table["dataVersion"])
+
+
+def groups_of(
+    table: dict[str, Any],
+) -> tuple[list[SubscriptionGroupConfig], dict[str, dict[str, int]], DataVersion]:
+    """A master's groups, what they may not do, and their version. Raises as :func:`topics_of`."""
+    groups = [SubscriptionGroupConfig.from_json(value) for value in table["subscriptionGroupTable"].values()]
+    return groups, table.get("forbiddenTable") or {}, DataVersion.from_json(table["dataVersion"])

@@ -9,7 +9,6 @@ from rocketq import properties as props
 from rocketq.record import BORN_HOST_V6, MAGIC_V1, STORE_HOST_V6
 
 _PREFIX = struct.Struct(">iI28xi")
-_PREPARED = struct.Struct(">q")
 
 
 class Waiting(NamedTuple):
@@ -56,11 +55,11 @@ def prepared_offset(record: memoryview) -> int:
     """The field preparedTransactionOffset of a record."""
     sys_flag: int = _PREFIX.unpack_from(record)[2]
     at = 76 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
-    return int(_PREPARED.unpack_from(record, at)[0])
+    return int.from_bytes(record[at : at + 8], "big", signed=True)
 
 
 def properties_text(record: memoryview) -> str:
-    """The property string of a record, without looking at its body."""
+    """The property string of a record, without looking at its body. Raises ValueError when it is no text."""
     _, magic, sys_flag = _PREFIX.unpack_from(record)
     at = 84 + 12 * (bool(sys_flag & BORN_HOST_V6) + bool(sys_flag & STORE_HOST_V6))
     at += 4 + int.from_bytes(record[at : at + 4], "big")

@@ -185,7 +185,7 @@ class Timer:
         store, files = self._store, self._files
         low, high = store.min_offset(TIMER_TOPIC, 0), store.max_offset(TIMER_TOPIC, 0)
         now = self._clock_ms()
-        saved = files.open()
+        saved = files.open(now)
         if saved is None:
             if low < high:
                 log.warning(
@@ -195,7 +195,7 @@ class Timer:
             self._next, self._read = low, second_of(now)
             delivered_from = first[0] if first else store.readable
         else:
-            self.counts.load(files.load_counts())
+            files.load_counts(self.counts.load)
             self._read = saved.read_time // 1000
             if self._read == second_of(now) + 1 > saved.timestamp // 1000:
                 self._read -= 1  # see _settle; this second, in which the last run stopped, still takes messages

@@ -17,13 +17,13 @@ from rocketq.config import BrokerConfig
 from rocketq.names import TIMER_TOPIC
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, Record, decode_record
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_table, save_json
 from rocketq.store.files import Files, make_durable_dirs, read_file
 from rocketq.store.reader import store_time_of
 from rocketq.store.store import MessageStore
 from rocketq.store.timercheck import TimerCheck
 from rocketq.store.timerlog import MAGIC_DELETE, UNIT_SIZE, TimerLog
-from rocketq.store.timerwheel import Slot, TimerWheel
+from rocketq.store.timerwheel import SLOTS, Slot, TimerWheel
 
 
 class TimerFiles:
@@ -44,12 +44,13 @@ class TimerFiles:
         self._syncing: list[int] = []
         self._counts: dict[str, Any] = {}
 
-    def open(self) -> TimerCheck | None:
-        """What was saved; None when nothing was, or it does not fit together: then all is empty."""
+    def open(self, now: int) -> TimerCheck | None:
+        """What was saved; None when nothing was, or it does not fit together: then all is empty. `now` is in ms."""
         saved = TimerCheck.decode(read_file(self._files, str(self.check_path)) or b"")
         intact = self.wheel.open() & self.log.open()
         if saved is not None:
-            if intact and self.log.covers(saved.log_end) and saved.log_start in (None, self.log.start):
+            fits = self.log.covers(saved.log_end) and saved.log_start in (None, self.log.start)
+            if intact and fits and saved.read_time // 1000 - now // 1000 < SLOTS:
                 self.check = saved
                 return saved
             # it must not be believed when this is interrupted
@@ -63,8 +64,9 @@ class TimerFiles:
         self.log.close()
         self.wheel.close()
 
-    def load_counts(self) -> dict[str, Any]:
-        return load_json(self.metrics_path, self._files) or {}
+    def load_counts(self, take: Callable[[dict[str, Any]], object]) -> None:
+        """Give the saved numbers to `take`. Raises StoreError."""
+        load_table(self.metrics_path, self._files, take)
 
     def replay(self, saved: TimerCheck, read: int, store: MessageStore, count: Callable[[str, int], None]) -> int:
         """Take in the units behind the checkpoint; returns where in the topic to go on.
@@ -106,6 +108,8 @@ class TimerFiles:
         while position >= 0 and (unit := self.log.unit(position)) is not None:
             if unit.physical in left or unit.magic & MAGIC_DELETE:
                 kept.append(position)
+            if unit.previous >= position:  # a damaged file
+                break
             position = unit.previous
         for position, previous in zip(kept, [*kept[1:], -1], strict=True):
             self.log.relink(position, previous)
@@ -173,7 +177,11 @@ def find_delivered(store: MessageStore, offset: int) -> tuple[set[int], int]:
     last = 0
     for record in store.records(offset):
         prepared = prepared_offset(record)
-        if prepared and props.TIMER_DEQUEUE_MS in properties_text(record):
+        try:
+            is_copy = bool(prepared) and props.TIMER_DEQUEUE_MS in properties_text(record)
+        except ValueError:  # a damaged record, whoever is to get it is told
+            continue
+        if is_copy:
             found.add(prepared - 1)
             last = max(last, store_time_of(record))
     return found, last

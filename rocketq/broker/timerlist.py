@@ -42,9 +42,14 @@ def waiting_for(
         while position >= 0 and read < _MOST_READ and (unit := log.unit(position)) is not None:
             read += 1
             data = store.record_at(unit.physical)
-            if data is not None:
+            try:
+                if data is None:
+                    raise KeyError("the record is gone")
                 properties = decode_properties(properties_text(data))
                 due, real_topic, recalls = waiting_of(properties)
+            except (KeyError, ValueError):  # a damaged file: the timer says so when the message is due
+                pass
+            else:
                 if recalls is not None:
                     recalled.add((real_topic, recalls))
                 elif real_topic == topic and due > now:

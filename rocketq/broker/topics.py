@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from rocketq import names
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
 from rocketq.remoting.bodies import DataVersion, TopicConfig
 from rocketq.remoting.codes import Perm
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 
 #: `defaultTopicQueueNums` of producers, Apache's and ours, unless they are told otherwise.
@@ -50,12 +51,7 @@ class Topics:
 
     def load(self) -> None:
         """Read the file and add the topics that every broker has. Raises StoreError when the file is unreadable."""
-        saved = load_json(self.path, self._files)
-        if saved:
-            for name, value in saved.get("topicConfigTable", {}).items():
-                self.table[name] = TopicConfig.from_json(value)
-            if "dataVersion" in saved:
-                self.data_version = DataVersion.from_json(saved["dataVersion"])
+        load_table(self.path, self._files, self._take)
         config = self._config
         cluster, broker = config.broker_cluster_name, config.broker_name
         queues = config.default_topic_queue_nums
@@ -85,6 +81,12 @@ class Topics:
         self.system.update(entry[0] for entry in system)
         if missing:
             self._changed([self.table[entry[0]] for entry in missing])
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        for name, value in saved.get("topicConfigTable", {}).items():
+            self.table[name] = TopicConfig.from_json(value)
+        if "dataVersion" in saved:
+            self.data_version = DataVersion.from_json(saved["dataVersion"])
 
     def adopt(self, queues: Iterable[tuple[str, int]]) -> list[str]:
         """Take in topics that the store has queues of and the file does not name; returns their names.

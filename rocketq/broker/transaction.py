@@ -26,7 +26,7 @@ from rocketq import properties as props
 from rocketq.broker.batch import Batch, full_remark
 from rocketq.broker.copies import append_copy
 from rocketq.broker.halfrecords import append_op, immunity_of, read_half
-from rocketq.broker.halfrecovery import Unsaid, find_unsaid, recover
+from rocketq.broker.halfrecovery import Saved, Unsaid, find_unsaid, recover
 from rocketq.broker.halves import Half, Halves, Outcome, Positions
 from rocketq.broker.offsets import Offsets
 from rocketq.broker.refusal import Refused
@@ -41,7 +41,7 @@ from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.headers import EndTransactionHeader
 from rocketq.remoting.server import Connection, Handler, Reply
-from rocketq.store.configfile import load_json
+from rocketq.store.configfile import load_table
 from rocketq.store.files import Files
 from rocketq.store.store import Appended, MessageStore
 
@@ -95,7 +95,7 @@ class Transactions:
         """
         group, query = names.TRANSACTION_GROUP, self._offsets.query
         committed = Positions(query(group, names.HALF_TOPIC, 0), query(group, names.OP_HALF_TOPIC, 0))
-        recover(self._store, self.halves, load_json(self.path, self._files), committed)
+        recover(self._store, self.halves, load_table(self.path, self._files, Saved.from_json), committed)
         if checked_from is not None:
             self._unsaid = find_unsaid(self._store, self.halves, checked_from)
         for unsaid in self._unsaid:

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from rocketq.message import MessageQueue
+from rocketq.names import MAX_QUEUES
 from rocketq.remoting.bodies import TopicRoute
 from rocketq.remoting.codes import Perm
 
@@ -32,17 +33,22 @@ def write_queues(topic: str, route: TopicRoute) -> tuple[MessageQueue, ...]:
         queues = []
         for part in route.order_topic_conf.split(";"):
             broker, _, number = part.partition(":")
-            if broker in masters and number.isdigit():
-                queues += [MessageQueue(topic, broker, index) for index in range(int(number))]
+            if broker in masters and number.isdecimal():
+                queues += [MessageQueue(topic, broker, index) for index in _ids(int(number[:9]))]
         return tuple(sorted(queues))
     return tuple(
         sorted(
             MessageQueue(topic, data.broker_name, index)
             for data in route.queue_datas
             if data.perm & Perm.WRITE and data.broker_name in masters
-            for index in range(data.write_queue_nums)
+            for index in _ids(data.write_queue_nums)
         )
     )
+
+
+def _ids(number: int) -> range:
+    """The ids of so many queues. Whoever can register a broker can say any number, and each would take memory."""
+    return range(min(number, MAX_QUEUES))
 
 
 def read_queues(topic: str, route: TopicRoute) -> tuple[MessageQueue, ...]:
@@ -52,7 +58,7 @@ def read_queues(topic: str, route: TopicRoute) -> tuple[MessageQueue, ...]:
             MessageQueue(topic, data.broker_name, index)
             for data in route.queue_datas
             if data.perm & Perm.READ
-            for index in range(data.read_queue_nums)
+            for index in _ids(data.read_queue_nums)
         )
     )
 

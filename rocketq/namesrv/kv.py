@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from rocketq.errors import StoreError
-from rocketq.store.configfile import load_json, save_json
+from rocketq.store.configfile import load_table, save_json
 from rocketq.store.files import Files
 
 #: The namespace that holds the queue layout of ordered topics, `topic: "broker-a:4;broker-b:4"`.
@@ -22,12 +22,10 @@ class KVConfig:
 
     def load(self) -> None:
         """Read the file, if there is one. Raises StoreError when it cannot be read."""
-        saved = load_json(self._path, self._files)
-        if saved is None:
-            return
-        table = saved.get("configTable", {}) if isinstance(saved, dict) else None
-        if not isinstance(table, dict) or not all(isinstance(entries, dict) for entries in table.values()):
-            raise StoreError(f"{self._path}: configTable is not a table of tables")
+        load_table(self._path, self._files, self._take)
+
+    def _take(self, saved: dict[str, Any]) -> None:
+        table = saved.get("configTable", {})
         self._table = {
             str(namespace): {str(key): str(value) for key, value in entries.items()}
             for namespace, entries in table.items()

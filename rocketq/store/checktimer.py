@@ -24,11 +24,16 @@ def check_timer(root: str, files: Files, is_waiting: Callable[[int, int], bool])
     names = sorted(name for name in files.listdir(directory) if len(name) == 20 and name.isdigit())
     if check is None or check.log_offset is None or not names or not files.exists(path):
         return
-    log = TimerLog(directory, os.path.getsize(os.path.join(directory, names[0])), files)
+    first = os.path.join(directory, names[0])
+    log = TimerLog(directory, os.path.getsize(first), files)
     wheel = TimerWheel(path, files)
     try:
-        log.open()
-        wheel.open()
+        if log.file_size < UNIT_SIZE or not log.open():
+            yield first, 0, "the files of the timer log are not of one size, one behind the other"
+            return
+        if not wheel.open():
+            yield path, 0, "the timer wheel has not the size that it should have"
+            return
         wanted = {position: second for second, slot in wheel.used() for position in (slot.first, slot.last)}
         end = log.start
         positions, seconds = array("q"), array("q")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rocketq.errors import StoreError
 from rocketq.javajson import dumps, loads
 from rocketq.store.files import Files, make_durable_dirs, read_file, store_error, write_file
+
+T = TypeVar("T")
 
 log = logging.getLogger("rocketq.store")
 
@@ -64,3 +67,20 @@ def load_json(path: str | os.PathLike[str], files: Files) -> Any:
     if problems:
         raise StoreError(f"{'; '.join(problems)}. Repair or remove the file")
     return None
+
+
+def load_table(path: str | os.PathLike[str], files: Files, take: Callable[[dict[str, Any]], T]) -> T | None:
+    """What `take` makes of the table that :func:`load_json` finds; None, and no call, when there is none.
+
+    Raises StoreError also when it is no table, or `take` cannot use it.
+    """
+    value = load_json(path, files)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, dict):
+            raise ValueError("it is no table")
+        return take(value)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        why = f"it holds what cannot be used ({type(error).__name__}: {error})"
+        raise StoreError(f"{os.fspath(path)}: {why}. Repair or remove the file") from error

@@ -119,3 +119,13 @@ def test_pulls_beyond_what_is_held_are_refused_and_nobody_elses(
             await other.close()
 
     asyncio.run(main())
+
+
+def test_nobody_else_writes_down_what_pop_consumers_hold(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (_, wire):
+            answer = await wire.store("rmq_sys_REVIVE_LOG_DefaultCluster", b"{}", properties={"TAGS": "ck"})
+            assert answer.code == 16
+            assert "is forbidden" in answer.remark
+
+    asyncio.run(main())

@@ -47,6 +47,32 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("topics.json", "[1]"),
+        ("topics.json", '{"topicConfigTable":[]}'),
+        ("subscriptionGroup.json", '{"forbiddenTable":{"G":1}}'),
+        ("consumerOffset.json", '{"offsetTable":{"T@G":[1]}}'),
+        ("delayOffset.json", '{"offsetTable":{1:1e999}}'),
+        ("messageRequestMode.json", '{"messageRequestModeMap":{"T":3}}'),
+        ("queueLocks.json", '{"lockTable":{"G":[{}]}}'),
+        ("halfMessages.json", "{}"),
+        ("timermetrics", '{"timingCount":{"T":1}}'),
+    ],
+)
+def test_a_table_of_something_else_is_named(tmp_path: Path, name: str, content: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path):
+            pass
+        (tmp_path / "config" / name).write_text(content)
+        with pytest.raises(StoreError, match=f"{name}: it holds what cannot be used .* Repair or remove the file"):
+            async with running(tmp_path):
+                pass
+
+    asyncio.run(main())
+
+
 def test_the_files_have_the_form_of_apache(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as (_, wire):

@@ -57,3 +57,41 @@ def test_a_flipped_bit_in_log_or_wheel_is_found_and_mended(kit: Kit, seed: int) 
     kit.work()
     kit.advance(20_000)
     assert sorted(body for body, _ in kit.delivered()) == sorted(map(str, range(99)))
+
+
+@pytest.mark.parametrize("name", ["timerwheel", "timerlog/00000000000000000000"])
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_file_that_is_cut_short_is_found_and_mended(kit: Kit, name: str, size: int) -> None:
+    kit.close()
+    with (kit.directory / name).open("r+b") as file:
+        file.truncate(size)
+    store = config(kit.directory, **kit.settings).store()
+    found = StoreCheck(store).run()
+    assert [problem.kind for problem in found] == ["timer"]
+    mend(store, found)
+    kit.open()
+    kit.advance(20_000)
+    assert sorted(body for body, _ in kit.delivered()) == sorted(map(str, range(99)))
+
+
+def test_a_checkpoint_of_another_time_is_not_believed(kit: Kit) -> None:
+    kit.close()
+    with (kit.directory / "config" / "timercheck").open("r+b") as file:
+        file.write((START + 10_000 * DAY).to_bytes(8, "big"))
+    kit.open()
+    kit.advance(20_000)
+    assert sorted(body for body, _ in kit.delivered()) == sorted(map(str, range(99)))
+
+
+def test_a_record_that_the_disk_has_changed_costs_no_other(kit: Kit) -> None:
+    copy = kit.store.consume_entry("T", 0, 3)
+    assert copy is not None
+    kit.close()
+    with (kit.directory / "commitlog" / f"{0:020d}").open("r+b") as file:
+        file.seek(copy[0] + copy[1] - 2)  # the last property
+        file.write(b"\xff")
+    kit.open()
+    for _ in range(20):
+        kit.now += 1000
+        kit.work()
+    assert kit.store.max_offset("T", 0) >= 99

@@ -251,3 +251,9 @@ def test_bad_name_server_addresses_are_refused(text: str) -> None:
 
 def test_addresses_are_separated_by_semicolons_or_commas() -> None:
     assert parse_addresses(" a:1; b:2,[::1]:3 ;") == ["a:1", "b:2", "[::1]:3"]
+
+
+def test_a_route_that_claims_more_queues_than_a_topic_can_have_takes_no_memory() -> None:
+    claimed = route(("a", {0: "a:1"}, 1 << 31, 1 << 31, 6))
+    assert len(write_queues("T", claimed)) == len(read_queues("T", claimed)) == 16_384
+    assert len(write_queues("T", route(("a", {0: "a:1"}, 1, 1, 6), order="a:" + "9" * 5000))) == 16_384

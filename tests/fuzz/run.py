@@ -93,7 +93,7 @@ def main() -> None:
         rounds = loop(module.run_one, inputs, random.getrandbits(32), lambda number: time.monotonic() < end)
         sys.stdout.write(f"{target}: {rounds} executions in {options.seconds} s without atheris, nothing found\n")
         return
-    with atheris.instrument_imports(include=["rocketq"]):
+    with atheris.instrument_imports(include=["rocketq", "rocketq_kombu"]):
         module = importlib.import_module(f"fuzz_{target}")
     work = options.work / target
     for directory in () if options.inner else (work, CORPUS / target):
@@ -106,6 +106,7 @@ def main() -> None:
     else:
         arguments += [
             f"-max_total_time={options.seconds}",
+            f"-dict={HERE / 'tokens.dict'}",
             "-timeout=20",
             "-print_final_stats=1",
             str(work),

@@ -15,7 +15,7 @@ run = importlib.import_module("run")
 #: The same inputs in every run; `run.py` looks for new ones.
 SEED = 1
 #: Changed inputs besides the corpus.
-ROUNDS = {"files": 15, "store": 50, "requests": 300}
+ROUNDS = {"files": 15, "check": 15, "timer": 40, "slave": 100, "store": 50, "requests": 300, "pops": 500}
 
 
 @pytest.mark.parametrize("target", run.TARGETS)
