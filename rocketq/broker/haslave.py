@@ -17,7 +17,7 @@ from rocketq.broker.hastream import REPORT, HaStreamError, Pieces
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
 from rocketq.remoting.session import split_address
-from rocketq.remoting.waiting import cancel_all
+from rocketq.remoting.waiting import cancel_all, wait_result
 from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
@@ -39,7 +39,6 @@ class HaSlave:
         self.connected = False
         self._writer: asyncio.StreamWriter | None = None
         self._reported = 0
-        self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._found = asyncio.Event()
         #: the last thing that was told about the connection, so that it is not told every second
@@ -63,7 +62,6 @@ class HaSlave:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        self._stopping = True  # before Python 3.12 wait_for may lose a cancellation
         if self._writer is not None:
             self._writer.close()
         if self._task is not None:
@@ -82,7 +80,7 @@ class HaSlave:
 
     async def _run(self) -> None:
         await self._found.wait()
-        while not self._stopping:
+        while True:
             pause = _AGAIN
             try:
                 await self._follow(*split_address(self.master))
@@ -104,7 +102,7 @@ class HaSlave:
     async def _follow(self, host: str, port: int) -> None:
         """One connection. Raises OSError when it ends, HaStreamError or StoreError for what cannot be taken."""
         store = self._store
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(host, port, limit=_READ), _CONNECT)
+        reader, writer = await wait_result(asyncio.open_connection(host, port, limit=_READ), _CONNECT)
         self._writer = writer
         try:
             if self._sync:
@@ -118,7 +116,7 @@ class HaSlave:
             while True:
                 data = b""
                 with contextlib.suppress(asyncio.TimeoutError):
-                    data = await asyncio.wait_for(reader.read(_READ), heartbeat)
+                    data = await wait_result(reader.read(_READ), heartbeat)
                     if not data:
                         raise OSError("it closed the connection")
                 now = time.monotonic()

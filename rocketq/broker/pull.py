@@ -74,6 +74,9 @@ _CODES = {
     GetStatus.OFFSET_RESET: ResponseCode.PULL_OFFSET_MOVED,
 }
 
+#: ms that a pull is held at most, whatever it asks for; Apache's broker has no bound, and clients ask for 15 to 30 s.
+LONGEST_HOLD = 300_000
+
 _FRAME = struct.Struct(">iI")
 _INT = struct.Struct(">i")
 _BINARY_HEAD = struct.Struct(">hBhiii")
@@ -157,7 +160,7 @@ class Pull:
                 header.consumer_group,
                 wanted.match,
             )
-            timeout = header.suspend_timeout_millis
+            timeout = min(header.suspend_timeout_millis, LONGEST_HOLD)
             if not config.long_polling_enable:
                 timeout = config.short_polling_time_mills
             if not self._hold.add(waiter, timeout / 1000):

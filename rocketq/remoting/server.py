@@ -83,9 +83,12 @@ class Server:
         self.unfinished = 0
         self.not_reading: dict[_ServerConnection, None] = {}
         self._refused_at = -REFUSED_AGAIN
+        #: connections that are accepted; set when it starts
+        self._most = 0
 
     async def start(self) -> None:
         """Listen. Raises OSError when the port is taken, ConfigError for unusable TLS files."""
+        self._most = max_connections()
         loop = asyncio.get_running_loop()
         context = self._tls.server_context() if self._tls is not None else None
 
@@ -118,7 +121,7 @@ class Server:
 
     def has_room(self) -> bool:
         """Whether the connection that has just been accepted may stay."""
-        most = max_connections()
+        most = self._most
         if Server.accepted <= most:
             return True
         now = asyncio.get_running_loop().time()

@@ -129,3 +129,15 @@ def test_nobody_else_writes_down_what_pop_consumers_hold(tmp_path: Path) -> None
             assert "is forbidden" in answer.remark
 
     asyncio.run(main())
+
+
+def test_no_pull_waits_for_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rocketq.broker.pull.LONGEST_HOLD", 200)
+
+    async def main() -> None:
+        async with running(tmp_path) as (_, wire):
+            await wire.store("T")
+            answer = await wire.answer(wire.pull_request("T", 1, suspend=1 << 62), timeout=60)
+            assert answer.code == 19
+
+    asyncio.run(main())
