@@ -104,6 +104,14 @@ def check_topic(topic: str) -> str | None:
     return None
 
 
+def can_be_stored(topic: str) -> bool:
+    """Whether the store can keep messages under this name, which becomes that of a directory.
+
+    Old brokers allow more names than :func:`check_topic`, and a damaged record may have any.
+    """
+    return 0 < len(topic.encode()) <= 255 and not {"/", "\0"}.intersection(topic) and topic not in (".", "..")
+
+
 def check_group(group: str) -> str | None:
     """What is wrong with the name of a group; None when nothing is."""
     if not group.strip():

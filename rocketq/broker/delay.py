@@ -20,7 +20,7 @@ from rocketq.broker.copies import append_copy
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreError
-from rocketq.names import SCHEDULE_TOPIC
+from rocketq.names import SCHEDULE_TOPIC, can_be_stored
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, decode_record
 from rocketq.remoting.bodies import DataVersion
@@ -186,7 +186,7 @@ class Delay:
             return
         properties = decode_properties(record.properties)
         topic, queue = properties.get(names.REAL_TOPIC), properties.get(names.REAL_QID, "")
-        if not topic or not queue.isdecimal():
+        if not topic or not can_be_stored(topic) or not queue.isdecimal() or len(queue) > 9:
             log.error(
                 "%s: the message names no %s and %s, stepping over it", where, names.REAL_TOPIC, names.REAL_QID
             )

@@ -6,6 +6,7 @@ import struct
 from typing import NamedTuple
 
 from rocketq import properties as props
+from rocketq.names import can_be_stored
 from rocketq.record import BORN_HOST_V6, MAGIC_V1, STORE_HOST_V6
 
 _PREFIX = struct.Struct(">iI28xi")
@@ -43,8 +44,10 @@ def due_of(properties: dict[str, str]) -> int:
 def waiting_of(properties: dict[str, str]) -> Waiting:
     """Raises KeyError, ValueError when they are not those of a timer message."""
     topic, due = properties[props.REAL_TOPIC], due_of(properties)
-    if int(properties[props.REAL_QID]) < 0:
-        raise ValueError(f"{props.REAL_QID} is negative")
+    if not can_be_stored(topic):
+        raise ValueError(f"{props.REAL_TOPIC} {topic[:80]!r} cannot be a name")
+    if not 0 <= int(properties[props.REAL_QID]) < 1 << 31:
+        raise ValueError(f"{props.REAL_QID} {properties[props.REAL_QID][:20]} is no queue")
     recalls = properties.get(props.TIMER_DEL_UNIQKEY)
     if recalls is not None:
         recalls = recalls.removeprefix(f"{topic}+")  # 5.3 names the topic too

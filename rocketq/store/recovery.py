@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from rocketq.errors import StoreError
 from rocketq.hashing import tags_code
-from rocketq.names import SCHEDULE_TOPIC
+from rocketq.names import SCHEDULE_TOPIC, can_be_stored
 from rocketq.properties import decode_properties
 from rocketq.record import (
     BORN_HOST_V6,
@@ -115,6 +115,8 @@ def parse(data: bytes, at: int, size: int, physical_offset: int, check_crc: bool
         properties = data[topic_end + 2 : end].decode()
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise CorruptRecord(f"its parts do not fit ({error})") from None
+    if not can_be_stored(topic):
+        raise CorruptRecord(f"its topic {topic[:80]!r} cannot be a name")
     if check_crc and zlib.crc32(memoryview(data)[position:body_end]) & 0x7FFFFFFF != crc:
         raise CorruptRecord("its body does not match its CRC")
     return Found(

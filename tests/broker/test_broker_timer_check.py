@@ -95,3 +95,14 @@ def test_a_record_that_the_disk_has_changed_costs_no_other(kit: Kit) -> None:
         kit.now += 1000
         kit.work()
     assert kit.store.max_offset("T", 0) >= 99
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"REAL_TOPIC": "../../T"}, {"REAL_TOPIC": "T\0"}, {"REAL_TOPIC": "T" * 300}, {"REAL_QID": "9" * 12}]
+)
+def test_a_message_that_was_changed_on_disk_has_no_place_and_holds_up_no_other(
+    kit: Kit, wrong: dict[str, str]
+) -> None:
+    kit.send("changed", START + 10_500, **wrong)
+    kit.advance(20_000)
+    assert sorted(body for body, _ in kit.delivered()) == sorted(map(str, range(99)))

@@ -3,9 +3,10 @@
 import random
 
 import pytest
-from store_kit import Opener, bodies, send
+from store_kit import HOST, Opener, bodies, send
 
 from rocketq.errors import StoreError, StoreFull
+from rocketq.record import encode_record
 
 
 @pytest.fixture
@@ -208,3 +209,13 @@ def test_an_empty_copy_of_a_log_with_other_files_is_refused(pair):
     _, follow, _ = pair
     with pytest.raises(StoreError, match="mappedFileSizeCommitLog"):
         follow().append_raw(8192, b"x")
+
+
+@pytest.mark.parametrize("topic", ["../../elsewhere", ".", "T" * 300])
+def test_a_topic_that_would_leave_the_store_is_refused(pair, tmp_path, topic):
+    _, follow, _ = pair
+    copy = follow()
+    record = encode_record(0, 0, 0, topic.encode(), b"x", b"", 0, 0, 1, HOST, 1, HOST)
+    with pytest.raises(StoreError, match="cannot be a name"):
+        copy.append_raw(0, record)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "master"]
