@@ -220,7 +220,10 @@ class NamesrvConfig(Config):
         True, "Answer a broker's registration with the ORDER_TOPIC_CONFIG entries."
     )
     delete_topic_with_broker_registration: bool = _option(
-        False, "A full registration takes away the topics that it does not mention."
+        False,
+        "A registration of several topics takes away those of its broker that it does not mention. Leave it off where "
+        "several topics may change at once: brokers, Apache's too, then register these alone, and the others are gone "
+        "until the broker starts again. With Apache's NameServer a single changed topic does that already.",
     )
     support_acting_master: bool = _option(
         False, "Where a broker has lost its master, name its first slave as one that can be read from."

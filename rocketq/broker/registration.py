@@ -35,8 +35,9 @@ TOLD = 3.0
 FIRST_ATTEMPT = 5.0
 #: s that taking leave of all NameServers may take
 LEAVE = 3.0
-#: a larger table is sent compressed, because a frame has at most 16 MiB
-COMPRESS_ABOVE = 4 << 20
+#: a larger table is sent compressed, because a frame has at most 16 MiB; later where topics have what that form has no
+#: room for: `order` and `topicSysFlag`
+COMPRESS_ABOVE, LOSE_ABOVE = 4 << 20, 15 << 20
 #: s before the first repetition of a failed registration; doubles up to the period
 RETRY = 1.0
 #: s between two registrations of a slave that knows no master
@@ -187,7 +188,8 @@ class Registration:
         table = {topic.topic_name: topic for topic in topics}
         content = RegisterBrokerBody(self._topics.data_version, table)
         body = content.encode()
-        compressed = len(body) > COMPRESS_ABOVE
+        loses = any(topic.order or topic.topic_sys_flag for topic in topics)
+        compressed = len(body) > (LOSE_ABOVE if loses else COMPRESS_ABOVE)
         if compressed:
             body = content.encode_compressed()
         header = headers.RegisterBrokerHeader(

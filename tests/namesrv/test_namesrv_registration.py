@@ -249,6 +249,20 @@ def test_a_read_only_broker_says_so():
     run(test, broker_permission=4)
 
 
+def test_a_table_loses_nothing_to_compression_that_fits_without(monkeypatch):
+    monkeypatch.setattr(module, "COMPRESS_ABOVE", 1000)
+
+    async def test(it):
+        it.topics.add(*(f"topic-{number}" for number in range(100)))
+        it.topics.table["topic-7"] = TopicConfig(topic_name="topic-7", order=True, topic_sys_flag=1)
+        await it.registration.start()
+        _, _, header, body = it.client.requests[0]
+        assert not header.compressed
+        assert RegisterBrokerBody.decode(body).topic_config_table == it.topics.table
+
+    run(test)
+
+
 def test_a_huge_table_is_sent_compressed(monkeypatch):
     monkeypatch.setattr(module, "COMPRESS_ABOVE", 1000)
 
