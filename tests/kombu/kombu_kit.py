@@ -94,7 +94,8 @@ def consuming(
 
 class Network:
     """Stands between clients and a server on loopback. Either passes everything on, or (after `cut`) nothing, without
-    a word; `heal` lets new connections through, those of before stay dead."""
+    a word; `heal` lets new connections through. Those of before stay dead, unless they `resume`: then what was under
+    way comes, ends of connections as well."""
 
     def __init__(self, to: str) -> None:
         host, _, port = to.rpartition(":")
@@ -102,6 +103,7 @@ class Network:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._cut_pairs: dict[socket.socket, socket.socket] = {}
         self._dead: list[socket.socket] = []
         self._is_cut = False
         self._lock = threading.Lock()
@@ -113,11 +115,15 @@ class Network:
         with self._lock:
             self._is_cut = True
             self._dead += self._pairs
-            self._pairs.clear()
+            self._cut_pairs, self._pairs = self._pairs, {}
 
-    def heal(self) -> None:
+    def heal(self, resume: bool = False) -> None:
         with self._lock:
             self._is_cut = False
+            if resume:
+                self._pairs |= self._cut_pairs
+                self._dead = [sock for sock in self._dead if sock not in self._cut_pairs]
+            self._cut_pairs = {}
 
     def close(self) -> None:
         self._stop = True

@@ -110,6 +110,38 @@ def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
         network.close()
 
 
+def test_what_is_held_stays_ours_when_the_end_of_a_given_up_connection_comes_through(
+    hub: Hub | None, url: str, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that drops everything delivers it later: the broker must not take that for our end."""
+    monkeypatch.setattr(sources, "POLL", 0.5)
+    monkeypatch.setattr(sources, "_SLACK", 0.5)
+    network = Network(server.broker)
+    connection = kombu.Connection(url, transport_options={"lease": LEASE})
+    connection.transport.cluster.address_of = lambda broker, topic=None: network.address
+    queue = queue_named("dropped")
+    try:
+        publish(connection, queue, 1, 2)
+        with consuming(connection, queue, prefetch=10, ack=False) as got:
+            if hub is not None:
+                connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+            network.cut()
+            engine = connection.transport.engine
+            assert turn_until(connection, lambda: engine._aside, hub=hub), "nothing was given up"
+            network.heal(resume=True)
+            with kombu.Connection(url) as other, consuming(other, queue) as theirs:
+                assert turn_until(connection, lambda: not engine._aside, timeout=20, hub=hub), "no new connection"
+                assert not turn_until(other, lambda: theirs, timeout=0.5)
+            for _, message in got:
+                message.ack()
+                assert turn_until(connection, lambda message=message: is_settled(connection, message), hub=hub)
+            assert [body for body, _ in got] == [1, 2]
+    finally:
+        connection.close()
+        network.close()
+
+
 def test_the_event_loop_is_not_held_up_by_a_broker_that_does_not_answer(url: str, server: ServerProcess) -> None:
     """Connections are made without waiting: the rest of the loop goes on."""
     network = Network(server.broker)
