@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from rocketq.errors import ConfigError
 from rocketq.names import TRACE_TOPIC
 
 if typing.TYPE_CHECKING:
+    from rocketq.remoting.credentials import Credentials
     from rocketq.remoting.tls import TlsConfig
     from rocketq.store.config import StoreConfig
 
@@ -176,7 +179,7 @@ class Config:
         values = {
             option.key: self.text(getattr(self, option.name))
             for option in self.options()
-            if "password" not in option.name
+            if "password" not in option.name and "credentials" not in option.name
         }
         return dict(sorted(values.items()))
 
@@ -295,6 +298,12 @@ class BrokerConfig(Config):
         None,
         "File of accounts, in the form of Apache's `plain_acl.yml`; read again when it changes.",
         shown="`config/plain_acl.yml` in `storePathRootDir`",
+    )
+    inner_client_authentication_credentials: str | None = _option(
+        None,
+        'The account that this broker signs its own requests for, as a slave those to its master: `{"accessKey":"…",'
+        '"secretKey":"…"}`. The master asks for an admin account. Not shown to anybody.',
+        shown="none, nothing is signed",
     )
     # replication
     ha_listen_port: int | None = _option(
@@ -551,6 +560,21 @@ class BrokerConfig(Config):
         if self.bind_address not in ("", "0.0.0.0", "::"):
             return self.bind_address
         return local_address()
+
+    def credentials(self) -> Credentials | None:
+        """The account that requests of this broker are signed for. Raises ConfigError when it cannot be read."""
+        text = self.inner_client_authentication_credentials
+        if not text:
+            return None
+        from rocketq.remoting.credentials import Credentials
+
+        try:
+            value = msgspec.json.decode(text, type=dict[str, str])
+            return Credentials(value["accessKey"], value["secretKey"])
+        except (msgspec.MsgspecError, KeyError):  # whose text would show the secret
+            raise ConfigError(
+                'innerClientAuthenticationCredentials is not of the form {"accessKey":"…","secretKey":"…"}'
+            ) from None
 
     def client_tls(self) -> TlsConfig | None:
         """TLS towards the NameServers; None when it is off."""

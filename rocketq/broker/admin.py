@@ -118,14 +118,15 @@ class Admin:
             RequestCode.QUERY_CONSUME_QUEUE: self._consume_queue,
         }
 
-    def _announcing(self, change: Callable[[Connection, Command], bytes]) -> Handler:
+    def _announcing(self, change: Callable[[Connection, Command], Awaitable[Reply]]) -> Handler:
         """`change`, answered when NameServers know of it."""
 
-        async def after(reply: bytes) -> Reply:
+        async def announced(connection: Connection, request: Command) -> Reply:
+            reply = await change(connection, request)
             await self._announced()
             return reply
 
-        return lambda connection, request: after(change(connection, request))
+        return announced
 
     # topics
 
@@ -174,7 +175,7 @@ class Admin:
             attributes[key] = value
         return attributes
 
-    def _create_topic(self, connection: Connection, request: Command) -> bytes:
+    async def _create_topic(self, connection: Connection, request: Command) -> Reply:
         header = request.header(CreateTopicHeader)
         changes = {}
         for part in (header.attributes or "").split(","):
@@ -198,11 +199,11 @@ class Admin:
             attributes=attributes,
         )
         self._topics.update(topic)
-        self._saver.save(self._topics)
+        await self._saver.save_soon(self._topics)
         log.info("topic %s created or changed by %s", header.topic, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS, NOT_SET)
 
-    def _create_topics(self, connection: Connection, request: Command) -> bytes:
+    async def _create_topics(self, connection: Connection, request: Command) -> Reply:
         body = _json_object(request)
         topics = [TopicConfig.from_json(each) for each in body.get("topicConfigList") or []]
         try:
@@ -213,7 +214,7 @@ class Admin:
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._topics.update_all(topics)
-        self._saver.save(self._topics)
+        await self._saver.save_soon(self._topics)
         return encode_response(request, ResponseCode.SUCCESS, NOT_SET)
 
     def _all_topics(self, connection: Connection, request: Command) -> Reply:
@@ -239,7 +240,7 @@ class Admin:
             return encode_response(request, ResponseCode.TOPIC_NOT_EXIST, remark)
         return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(topic.to_json()))
 
-    def _delete_topic(self, connection: Connection, request: Command) -> Reply:
+    async def _delete_topic(self, connection: Connection, request: Command) -> Reply:
         name = request.header(DeleteTopicHeader).topic
         if not name.strip():
             return encode_response(request, ResponseCode.INVALID_PARAMETER, "The specified topic is blank.")
@@ -250,9 +251,9 @@ class Admin:
         self._offsets.remove_topic(name)
         self._store.delete_topic(name)
         self._statistics.forget_topic(name)
-        self._saver.save(self._topics)
+        await self._saver.save_soon(self._topics)
         self._offsets.catch_up()
-        self._saver.save(self._offsets)
+        await self._saver.save_soon(self._offsets)
         log.info("topic %s deleted by %s", name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
 
@@ -330,19 +331,19 @@ class Admin:
         group.attributes = attributes
         return group
 
-    def _create_group(self, connection: Connection, request: Command) -> Reply:
-        return self._update_groups(request, [_json_object(request)])
+    async def _create_group(self, connection: Connection, request: Command) -> Reply:
+        return await self._update_groups(request, [_json_object(request)])
 
-    def _create_groups(self, connection: Connection, request: Command) -> Reply:
-        return self._update_groups(request, _json_object(request).get("groupConfigList") or [])
+    async def _create_groups(self, connection: Connection, request: Command) -> Reply:
+        return await self._update_groups(request, _json_object(request).get("groupConfigList") or [])
 
-    def _update_groups(self, request: Command, values: list[dict[str, Any]]) -> Reply:
+    async def _update_groups(self, request: Command, values: list[dict[str, Any]]) -> Reply:
         try:
             groups = [self._group(value) for value in values]
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
         self._groups.update(*groups)
-        self._saver.save(self._groups)
+        await self._saver.save_soon(self._groups)
         return encode_response(request, ResponseCode.SUCCESS)
 
     def _all_groups(self, connection: Connection, request: Command) -> Reply:
@@ -364,14 +365,14 @@ class Admin:
             return encode_response(request, ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, "No group in this broker")
         return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(group.to_json()))
 
-    def _delete_group(self, connection: Connection, request: Command) -> Reply:
+    async def _delete_group(self, connection: Connection, request: Command) -> Reply:
         header = request.header(DeleteSubscriptionGroupHeader)
         self._groups.delete(header.group_name)
         if header.clean_offset:
             self._offsets.remove_group(header.group_name)
-        self._saver.save(self._groups)
+        await self._saver.save_soon(self._groups)
         self._offsets.catch_up()
-        self._saver.save(self._offsets)
+        await self._saver.save_soon(self._offsets)
         log.info("group %s deleted by %s", header.group_name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
 
@@ -427,13 +428,13 @@ class Admin:
             body["topic"] = header.topic
         return encode_response(request, ResponseCode.SUCCESS, body=javajson.dumps(body))
 
-    def _forbid(self, connection: Connection, request: Command) -> Reply:
+    async def _forbid(self, connection: Connection, request: Command) -> Reply:
         """Forbid a group to read a topic, or allow it again, or only say how it is."""
         header = request.header(UpdateGroupForbiddenHeader)
         group, topic = header.group, header.topic
         if header.readable is not None and header.readable != self._groups.may_read(group, topic):
             self._groups.forbid(group, topic, not header.readable)
-            self._saver.save(self._groups)
+            await self._saver.save_soon(self._groups)
             log.info("%s lets group %s read topic %s: %s", connection.peer, group, topic, header.readable)
         body = {"group": group, "readable": self._groups.may_read(group, topic), "topic": topic}
         return encode_response(request, ResponseCode.SUCCESS, "", body=javajson.dumps(body))

@@ -110,7 +110,7 @@ class Assignment:
         share = self._config.default_pop_share_queue_num if mode == "POP" else 0
         return MessageRequestMode(topic=topic, consumer_group=group, mode=mode, pop_share_queue_num=share)
 
-    def _set_mode(self, connection: Connection, request: Command) -> Reply:
+    async def _set_mode(self, connection: Connection, request: Command) -> Reply:
         wanted = MessageRequestMode.decode(request.body)
         topic, group = wanted.topic, wanted.consumer_group
         if topic.startswith(RETRY_PREFIX):
@@ -126,7 +126,7 @@ class Assignment:
             return encode_response(request, ResponseCode.INVALID_PARAMETER, remark)
         self._modes[topic, group] = wanted
         self._dirty = True
-        self._saver.save(self)
+        await self._saver.save_soon(self)
         return encode_response(request, ResponseCode.SUCCESS)
 
     def _all_modes(self, connection: Connection, request: Command) -> Reply:

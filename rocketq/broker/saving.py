@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,8 +51,9 @@ class Saver:
         self._lock = threading.Lock()
         self._number = 0
         self._written: dict[Path, int] = {}
-        #: tables that a thread is to write
-        self._in_thread: set[Path] = set()
+        #: tables that threads are to write
+        self._in_thread: Counter[Path] = Counter()
+        self._waiting: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._due: dict[Path, float] = {}
 
     async def save_later(self, table: Table, every: float) -> None:
@@ -64,21 +66,43 @@ class Saver:
         build = table.snapshot()
         if build is None:
             return
-        self._number += 1
-        self._in_thread.add(table.path)
         try:
-            await asyncio.to_thread(self._write, table.path, build, self._number)
+            await self._write_in_thread(table, build)
         except StoreError as error:
-            table.unsaved()
             log.error("%s is behind what the broker has in memory: %s", table.path, error)
-        finally:
-            self._in_thread.discard(table.path)
         ended = time.monotonic()
         self._due[table.path] = max(begun + every, ended + (ended - begun) * PAUSE)
 
+    async def save_soon(self, table: Table) -> None:
+        """Have the table in its file before something is answered; those who wait at the same time share one write.
+
+        Raises StoreError.
+        """
+        async with self._waiting[table.path]:
+            if self.is_writing(table):
+                table.unsaved()  # that thread may fail, and says so to nobody who waits here
+            build = table.snapshot()
+            if build is not None:
+                await self._write_in_thread(table, build)
+
+    def is_writing(self, table: Table) -> bool:
+        """Whether a thread has a snapshot that it has not written yet."""
+        return self._in_thread[table.path] > 0
+
+    async def _write_in_thread(self, table: Table, build: Build) -> None:
+        self._number += 1
+        self._in_thread[table.path] += 1
+        try:
+            await asyncio.to_thread(self._write, table.path, build, self._number)
+        except StoreError:
+            table.unsaved()
+            raise
+        finally:
+            self._in_thread[table.path] -= 1
+
     def save(self, table: Table) -> None:
-        """Write the table now, unless the file holds it already. Raises StoreError."""
-        if table.path in self._in_thread:
+        """Write the table now, while nothing else is to go on. Raises StoreError."""
+        if self.is_writing(table):
             table.unsaved()  # the thread may not have begun, and an answer waits for what it is to write
         build = table.snapshot()
         if build is None:

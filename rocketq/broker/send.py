@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from rocketq.broker.batch import Batch, full_remark
 from rocketq.broker.groups import Groups
 from rocketq.broker.locks import QueueLocks
 from rocketq.broker.refusal import Refused
+from rocketq.broker.saving import Saver
 from rocketq.broker.statistics import Statistics
 from rocketq.broker.timed import out_of
 from rocketq.broker.topics import Topics
@@ -163,8 +164,7 @@ def _plain(text: str) -> tuple[str, _Outline] | None:
 class Sender:
     """Stores what producers send.
 
-    `save_topics` writes the table of topics if it changed. `deliver_time` gives when a message of a delay level is due,
-    ms since the epoch.
+    `deliver_time` gives when a message of a delay level is due, ms since the epoch.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Sender:
         groups: Groups,
         locks: QueueLocks,
         statistics: Statistics,
-        save_topics: Callable[[], None],
+        saver: Saver,
         deliver_time: Callable[[int], int],
         max_level: int,
         clock_ms: Callable[[], int],
@@ -188,7 +188,7 @@ class Sender:
         self._groups = groups
         self._locks = locks
         self._statistics = statistics
-        self._save_topics = save_topics
+        self._saver = saver
         self._deliver_time = deliver_time
         self._max_level = max_level
         self._clock_ms = clock_ms
@@ -210,7 +210,10 @@ class Sender:
 
     # one message
 
-    def _single(self, connection: Connection, request: Command) -> Reply:
+    def _single(
+        self, connection: Connection, request: Command, *, saved: bool = False
+    ) -> Reply | Awaitable[Reply]:
+        """`saved`: its topic is in the file of topics."""
         header: SendHeader | SendHeaderV2
         header = request.header(SendHeaderV2) if request.code == 310 else request.header(SendHeader)
         topic = header.topic
@@ -252,8 +255,9 @@ class Sender:
                     topic, target_queue, text, deliver_time, recall_handle = place
                     if topic not in names.NOT_SENDABLE:  # it does not wait there
                         queue_id = target_queue
-                    else:  # nothing in the log shows yet that its topic was created
-                        self._save_topics()
+                    elif not saved and (self._topics.dirty or self._saver.is_writing(self._topics)):
+                        # nothing in the log shows yet that its topic was created
+                        return self._when_saved(connection, request)
                 tag, keys = properties.get(props.TAGS), properties.get(props.KEYS)
                 wait = properties.get(props.WAIT) != "false"
             text += self._batch.own_properties
@@ -283,6 +287,15 @@ class Sender:
             return self._refusal(request, ResponseCode.MESSAGE_ILLEGAL, str(error))
         self._batch.add(connection, request, unique_id, queue_id, appended, wait=wait, recall_handle=recall_handle)
         return None
+
+    async def _when_saved(self, connection: Connection, request: Command) -> Reply:
+        try:
+            await self._saver.save_soon(self._topics)
+        except StoreFull as error:
+            return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
+        answer = self._single(connection, request, saved=True)
+        self._batch.end()
+        return await answer if isinstance(answer, Awaitable) else answer
 
     def accept(self, connection: Connection, header: SendHeader | SendHeaderV2, body: bytes) -> int:
         """The queue for a message that somebody else stores. Raises Refused as for a send."""

@@ -136,7 +136,7 @@ class Broker:
             self.groups,
             self.locks,
             self.statistics,
-            lambda: self.saver.save(self.topics),
+            self.saver,
             self.delay.deliver_time,
             self.delay.max_level,
             clock_ms,
@@ -302,7 +302,7 @@ class Broker:
         self._client: AsyncClient | None = None
         self._registration: Registration | None = None
         self._stopping = asyncio.Event()
-        self._ticker: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -353,9 +353,13 @@ class Broker:
             await self._listen_for_old_clients()
             if not config.is_slave:
                 await self._start_writing()
-            self._ticker = asyncio.create_task(self._tick())
+            self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._keep_tables())]
             if config.namesrv_addresses or config.is_slave:
-                self._client = AsyncClient(tls=config.client_tls(), on_connection_lost=self._namesrv_lost)
+                self._client = AsyncClient(
+                    tls=config.client_tls(),
+                    credentials=config.credentials(),
+                    on_connection_lost=self._namesrv_lost,
+                )
             await self.replication.start(self._tables())
             if self._client is not None and config.namesrv_addresses:
                 ha_address = f"{config.host}:{self.replication.port or self.port + 1}"
@@ -394,10 +398,9 @@ class Broker:
         if self._client is not None:
             await self._client.close()
             self._client = None
-        if self._ticker is not None:
-            self._stopping.set()
-            await self._ticker  # not cancelled, it may be saving
-            self._ticker = None
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)  # not cancelled, one may be saving
+        self._tasks = []
         for server in (self._vip, self._server):
             if server is not None:
                 await server.stop()
@@ -518,8 +521,7 @@ class Broker:
             self.topics.changed()
 
     async def _tick(self) -> None:
-        """Periodic work until the broker stops; what is done on the loop's thread is short."""
-        offsets_every = self.config.flush_consumer_offset_interval / 1000
+        """Periodic work until the broker stops. It is short, and nothing of it waits for a disk."""
         next_expiry = 0.0
         while not self._stopping.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
@@ -534,6 +536,24 @@ class Broker:
                     self.revive_log.maintain()
                 self.batch.relax()
                 self.statistics.sample(now)
+                if now >= next_expiry:
+                    next_expiry = now + min(EXPIRE_EVERY, self.config.channel_expired_timeout / 4000)
+                    self.clients.expire()
+                    self.locks.expire()
+            except RocketQError as error:  # a full disk, for one, passes; the next round tries again
+                log.error("periodic work failed, the next round tries again: %s", error)
+            except Exception:  # whatever it is: without this task no checkpoint is saved any more
+                log.exception("periodic work failed, the next round tries again")
+
+    async def _keep_tables(self) -> None:
+        """Save what changed until the broker stops, in threads and one after the other: that takes as long as it takes
+        the disk.
+        """
+        offsets_every = self.config.flush_consumer_offset_interval / 1000
+        while not self._stopping.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), TICK)
+            try:
                 await self.saver.save_later(self.topics, 0.0)
                 await self.saver.save_later(self.groups, 0.0)
                 await self.saver.save_later(self.assignment, 0.0)
@@ -541,14 +561,8 @@ class Broker:
                 await self.saver.save_later(self.offsets, offsets_every)
                 await self.saver.save_later(self.delay, offsets_every)
                 await self.timer.checkpoint()
-                if now >= next_expiry:
-                    next_expiry = now + min(EXPIRE_EVERY, self.config.channel_expired_timeout / 4000)
-                    self.clients.expire()
-                    self.locks.expire()
-            except RocketQError as error:  # a full disk, for one, passes; the next round tries again
-                log.error("periodic work failed, the next round tries again: %s", error)
-            except Exception:  # whatever it is: without this task no offset and no checkpoint is saved any more
-                log.exception("periodic work failed, the next round tries again")
+            except Exception:  # whatever it is: without this task no offset is saved any more
+                log.exception("saving tables failed, the next round tries again")
 
 
 class _Vip:

@@ -205,6 +205,11 @@ class Topics:
             "topicConfigTable": {name: topic.to_json() for name, topic in table.items()},
         }
 
+    @property
+    def dirty(self) -> bool:
+        """Whether a snapshot is due."""
+        return self._dirty
+
     def unsaved(self) -> None:
         self._dirty = True
 

@@ -39,8 +39,16 @@ _MAX_TAIL = 64 << 10
 #: … and those of all queues begin to be written, oldest first, when they are this many; faster at four times that.
 _MAX_PENDING = 4 << 20
 _MAX_OPEN = 64
+#: Entries behind the last one that a start looks at.
+_LOOK_BEHIND = 200
 
 _PREPARED = 4  # sysFlag bit that prepared and rolled back transactional messages have, and no others
+
+
+def _is_impossible(raw: bytes) -> bool:
+    """Neither an entry nor none."""
+    offset, size, _ = ENTRY.unpack(raw) if len(raw) == SIZE else (0, 0, 0)
+    return bool(offset < 0 or size < 0)
 
 
 class Queue:
@@ -96,6 +104,8 @@ class ConsumeQueues:
         self.limit = 0
         self.table: dict[tuple[str, int], Queue] = {}
         self._unloaded: set[tuple[str, int]] = set()
+        #: the last run ended in order
+        self._trusted = True
         self._dirty: deque[Queue] = deque()
         self.pending_bytes = 0
         #: how many queues were taken from the dirty ones so far
@@ -116,6 +126,7 @@ class ConsumeQueues:
 
     def distrust(self) -> None:
         """An earlier run was killed: names that it made may not be on disk, so all are forced with the next changes."""
+        self._trusted = False
         self._changed_dirs.add(self.directory)
         for topic, queue_id in self._unloaded:
             directory = os.path.join(self.directory, topic)
@@ -194,18 +205,35 @@ class ConsumeQueues:
         return queue
 
     def _count(self, queue: Queue, file_index: int) -> int:
-        """How many entries of a file are good; bad ones follow good ones, never the other way round."""
+        """How many entries of a file there are, up to the last good one.
+
+        Bad ones follow good ones. After a clean stop it is damage when it is the other way round: what follows a bad
+        one must not be taken for empty, as new messages would get its places.
+        """
         fd = self._fd(queue, file_index)
         low, high = 0, self._per_file
-        while low < high:
-            middle = (low + high) // 2
-            raw = self._files.pread(fd, SIZE, middle * SIZE)
-            offset, size, _ = ENTRY.unpack(raw) if len(raw) == SIZE else (0, 0, 0)
-            if offset >= 0 and size > 0 and (offset + size <= self.limit or size == BLANK_SIZE):
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        while True:
+            while low < high:
+                middle = (low + high) // 2
+                if self._is_good(self._files.pread(fd, SIZE, middle * SIZE)):
+                    low = middle + 1
+                else:
+                    high = middle
+            behind = self._files.pread(fd, min(_LOOK_BEHIND, self._per_file - low) * SIZE, low * SIZE)
+            entries = [behind[at : at + SIZE] for at in range(0, len(behind), SIZE)]
+            used = [number for number, raw in enumerate(entries) if self._is_good(raw) or _is_impossible(raw)]
+            if not self._trusted or not used or not any(entries[0]):
+                return low
+            log.error(
+                "%s: entry %d is damaged, and its message is not given out: rocketq store repair mends it while the "
+                "broker is stopped",
+                *(self._path(queue, file_index), low),
+            )
+            low, high = low + used[-1] + 1, self._per_file
+
+    def _is_good(self, raw: bytes) -> bool:
+        offset, size, _ = ENTRY.unpack(raw) if len(raw) == SIZE else (0, 0, 0)
+        return bool(offset >= 0 and size > 0 and (offset + size <= self.limit or size == BLANK_SIZE))
 
     def _clear_behind(self, queue: Queue, file_index: int, count: int) -> None:
         """Make a file's entries from `count` on zeros, if there is anything in them."""

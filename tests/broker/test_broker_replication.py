@@ -124,6 +124,34 @@ def test_tables_follow(tmp_path):
     run(test, tmp_path)
 
 
+ACCOUNTS = """
+accounts:
+  - accessKey: replication
+    secretKey: "87654321"
+    admin: true
+"""
+
+
+def test_a_slave_signs_what_it_asks_its_master(tmp_path, caplog):
+    async def test(made):
+        accounts = tmp_path / "plain_acl.yml"
+        accounts.write_text(ACCOUNTS)
+        master, _ = await made.master(acl_enable=True, acl_file=str(accounts), ha_listen_port=0)
+        master.topics.create_on_send("T", "TBW102", 1)
+        right = '{"accessKey":"replication","secretKey":"87654321"}'
+        slave, reader = await made.slave(inner_client_authentication_credentials=right)
+        await until(lambda: "T" in slave.topics.table, "the master's topic")
+        assert b"87654321" not in (await reader.call(26)).body  # nobody is shown the secret
+        wrong = right.replace("87654321", "12345678")
+        await made.slave("other", 2, inner_client_authentication_credentials=wrong)
+        await until(lambda: "Check signature failed" in caplog.text, "the refusal")
+        with pytest.raises(ConfigError, match="innerClientAuthenticationCredentials") as error:
+            await made.slave("third", 3, inner_client_authentication_credentials='{"secretKey":"87654321"}')
+        assert "87654321" not in str(error.value)
+
+    run(test, tmp_path)
+
+
 def test_offsets_committed_on_the_slave_stay_until_the_master_is_back(tmp_path):
     async def test(made):
         master, wire = await made.master()

@@ -59,6 +59,7 @@ class Kit:
         self.broker.transactions.load(None if recovery.clean else recovery.checked_from)
         self.broker.transactions.start()
         self.broker.topics.create_on_send("T", "TBW102", 1)
+        self.broker.saver.save(self.broker.topics)  # else handlers would wait for that
         self.broker.clients.producers[GROUP] = {self.line: None}  # type: ignore[dict-item]
 
     def close(self) -> None:

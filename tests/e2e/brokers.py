@@ -65,7 +65,8 @@ class Load:
     `sent`: those that were answered SEND_OK; `statuses`: all answers so far; `errors`: what a user would see.
     """
 
-    def __init__(self, namesrv: str, timeout: float = 30.0) -> None:
+    def __init__(self, namesrv: str, timeout: float = 30.0, name: str = "") -> None:
+        self._name = name
         self.phase = "a"
         self._timeout = timeout
         self.sent: list[str] = []
@@ -80,12 +81,13 @@ class Load:
         number = 0
         with Producer("load", self._namesrv, route_refresh=1.0) as producer:
             while not self._stop.wait(0.004):
-                name = f"{self.phase}{number}"
+                name = f"{self.phase}{self._name}{number}"
                 number += 1
                 try:
                     status = producer.send(Message(TOPIC, name.encode()), timeout=self._timeout).status
                 except RocketQError as error:
                     self.errors.append(error)
+                    self._stop.wait(0.1)
                     continue
                 self.statuses.add(status)
                 if status == "SEND_OK":

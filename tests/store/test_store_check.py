@@ -147,6 +147,17 @@ def test_a_flipped_bit_in_an_entry_is_found(opened, filled, seed):
     assert [len(bodies(store, queue_id=n)) for n in range(3)] == [80, 80, 80]
 
 
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 0.99])
+def test_a_damaged_entry_does_not_hide_those_behind_it(opened, filled, part):
+    """Wherever a start looks for the end of a queue, which is in its last file."""
+    path = max((opened.directory / "consumequeue" / "T" / "0").iterdir())
+    entries = (len(path.read_bytes().rstrip(b"\0")) + 19) // 20
+    flip(path, 20 * int(part * entries) + 8, 7)  # the sign of the size
+    store = opened()
+    assert store.max_offset("T", 0) == 80
+    assert len(bodies(store)) == 79
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_flipped_bit_in_the_index_is_found(opened, filled, seed):
     chance = random.Random(seed)
