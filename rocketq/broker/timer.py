@@ -347,6 +347,7 @@ class Timer:
             return False
         if recalls is not None:
             magic |= MAGIC_DELETE
+        written = min(written, at)  # after weeks without power the difference has no room in a unit
         slot = self._wheel.get(second)
         position = self._log.append(
             slot.last if slot else -1, magic, written, at - written, physical, size, topic_hash(topic)
