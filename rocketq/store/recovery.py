@@ -34,6 +34,7 @@ from rocketq.hashing import tags_code
 from rocketq.names import SCHEDULE_TOPIC, can_be_stored
 from rocketq.properties import decode_properties
 from rocketq.record import (
+    BLANK_SIZE,
     BORN_HOST_V6,
     INNER_BATCH,
     MAGIC_BLANK,
@@ -168,7 +169,7 @@ class Scan:
                 return
             if size == 0 and magic == 0:
                 return
-            if magic not in (MAGIC_V1, MAGIC_V2) or not 91 <= size <= room - 8:
+            if magic not in (MAGIC_V1, MAGIC_V2) or not 91 <= size <= room - BLANK_SIZE:
                 self.problem = f"magic {magic:#010x} with size {size} is not a record"
                 return
             if at + size > len(chunk):
@@ -225,7 +226,8 @@ class Scan:
                 return found
         return None
 
-    def _search(self, file: LogFile, fd: int, offset: int) -> int | None:
+    def _search(self, file: LogFile, fd: int, begin: int) -> int | None:
+        offset = begin
         while offset < file.end:
             data_at = self._files.next_data(fd, offset - file.start)
             if data_at is None:
@@ -236,17 +238,13 @@ class Scan:
             at = chunk.find(b"\xda\xa3\x20") if _is_used(chunk) else -1
             while at >= 0:
                 start = offset + at - 4
-                if start >= file.start and self._is_record(file, fd, start):
+                if start >= begin and self._is_record(file, fd, start):
                     return start
                 at = chunk.find(b"\xda\xa3\x20", at + 1)
             # a magic may lie across the end of a piece
             for back in (1, 2):
                 start = offset + len(chunk) - back - 4
-                if (
-                    chunk[-back:] == b"\xda\xa3"[:back]
-                    and start >= file.start
-                    and self._is_record(file, fd, start)
-                ):
+                if chunk[-back:] == b"\xda\xa3"[:back] and start >= begin and self._is_record(file, fd, start):
                     return start
             offset += len(chunk)
         return None
@@ -256,7 +254,7 @@ class Scan:
         if len(head) < _PREFIX.size:
             return False
         size, magic, _, _, _, _, own, _, _ = _PREFIX.unpack(head)
-        if magic not in (MAGIC_V1, MAGIC_V2) or own != offset or not 91 <= size <= file.end - offset:
+        if magic not in (MAGIC_V1, MAGIC_V2) or own != offset or not 91 <= size <= file.end - offset - BLANK_SIZE:
             return False
         try:
             parse(self._read(fd, file, offset, size), 0, size, offset, True)

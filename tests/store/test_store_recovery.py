@@ -402,6 +402,22 @@ def test_the_scanner_survives_any_bytes(tmp_path):
         assert scan.next_record(0) is None
 
 
+def test_a_record_without_room_for_the_end_of_its_file_is_none_for_the_search_either(tmp_path, opened):
+    """Else the search finds the place that it is to leave, for ever."""
+    store = opened()
+    sent = send(store)
+    store.close()
+    record = next((opened.directory / "commitlog").iterdir()).read_bytes()[: sent.size]
+    for room, found in (0, None), (7, None), (8, 0):
+        (tmp_path / f"{0:020d}").write_bytes(record + bytes(room))
+        log = CommitLog(str(tmp_path), 0, OsFiles())
+        log.open()
+        scan = Scan(log, OsFiles(), True)
+        assert [each.offset for each in scan.records(0)] == [found] * (found is not None)
+        assert scan.next_record(-1) == found
+        assert scan.next_record(0) is None
+
+
 def test_reserved_space_that_the_system_has_read_is_no_torn_tail(opened):
     store = opened(mapped_file_size_commit_log=8 << 20)
     fill(store, 30)
