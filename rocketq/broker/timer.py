@@ -210,7 +210,8 @@ class Timer:
         behind = self._log.scan(saved.log_end if saved is not None else 0)
         late = [unit.at + 1 for _, unit in behind if unit.physical in self._delivered]
         self._delivered_until = max(now, last, self._read * 1000 + 2, *late)
-        self._begun.append((second_of(now), delivered_from))
+        # also a crash of this run has to find them
+        self._begun.append((second_of(self._delivered_until if self._delivered else now), delivered_from))
 
     # the loop
 

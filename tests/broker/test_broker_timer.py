@@ -291,6 +291,22 @@ def test_nothing_comes_twice_when_the_clock_is_set_back_before_a_crash(kit: Kit)
     assert [body for body, _ in kit.delivered()] == ["a", "b"]
 
 
+def test_nothing_comes_twice_when_a_second_crash_follows_before_the_clock_has_caught_up(kit: Kit) -> None:
+    kit.send("a", START + 12_000)
+    kit.work()
+    kit.checkpoint()
+    kit.now += 12_500
+    kit.work()
+    kit.now = START + 5000
+    kit.kill()
+    kit.send("b", kit.now + 1000)
+    kit.advance(4000)
+    kit.checkpoint()
+    kit.kill()
+    kit.advance(10_000)
+    assert [body for body, _ in kit.delivered()] == ["a", "b"]
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_what_came_while_the_clock_was_behind_does_not_come_again_after_a_crash(kit: Kit, saved: bool) -> None:
     kit.send("first", START + 8000)
