@@ -88,7 +88,8 @@ def steps(records: list[tuple[ReceivedMessage, Trace]]) -> list[Step]:
             recalled = trace.kind == traces.RECALL
             what, cost = ("recalled", None) if recalled else (_sent(trace), trace.cost)
             found.append(Step(trace.time, what, trace.group, client, cost, _status(trace)))
-    return sorted(found)
+    # what happens within one ms of the send comes behind it
+    return sorted(found, key=lambda step: (step.time, not step.what.startswith("sent")))
 
 
 def _sent(trace: Trace) -> str:

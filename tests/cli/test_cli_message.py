@@ -224,3 +224,10 @@ def test_the_steps_of_a_trace_that_is_not_whole():
         (7, "consumed", "G", "10.0.0.7", 0, "failed", None),
         (8, "transaction", "PG", "10.0.0.7", None, "commit_message", None),
     ]
+
+
+def test_what_follows_a_send_within_a_millisecond_is_told_behind_it():
+    host = pack_host("10.0.0.7", 1)
+    message = ReceivedMessage(Record(0, 0, 0, 0, 0, 0, 0, 0, 1, host, 2, host, 0, 0, b"x", "T", ""))
+    kinds = [Trace(kind, "ID", 4, group="G", success=True) for kind in ("Recall", "SubBefore", "SubAfter", "Pub")]
+    assert [step.what for step in steps([(message, kind) for kind in kinds])] == ["sent", "recalled", "consumed"]
