@@ -44,7 +44,7 @@ class Table(Protocol):
 
 
 class Saver:
-    """Writes tables: regularly in a thread, and at once where an answer must wait for it."""
+    """Writes tables: in threads, and on the caller's when the broker stops."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -79,15 +79,19 @@ class Saver:
         Raises StoreError.
         """
         async with self._waiting[table.path]:
-            if self.is_writing(table):
-                table.unsaved()  # that thread may fail, and says so to nobody who waits here
-            build = table.snapshot()
+            build = self._unwritten(table)
             if build is not None:
                 await self._write_in_thread(table, build)
 
     def is_writing(self, table: Table) -> bool:
         """Whether a thread has a snapshot that it has not written yet."""
         return self._in_thread[table.path] > 0
+
+    def _unwritten(self, table: Table) -> Build | None:
+        """What the file is to hold, also when a thread is about to write that: it may fail, and would not tell us."""
+        if self.is_writing(table):
+            table.unsaved()
+        return table.snapshot()
 
     async def _write_in_thread(self, table: Table, build: Build) -> None:
         self._number += 1
@@ -102,9 +106,7 @@ class Saver:
 
     def save(self, table: Table) -> None:
         """Write the table now, while nothing else is to go on. Raises StoreError."""
-        if self.is_writing(table):
-            table.unsaved()  # the thread may not have begun, and an answer waits for what it is to write
-        build = table.snapshot()
+        build = self._unwritten(table)
         if build is None:
             return
         self._number += 1

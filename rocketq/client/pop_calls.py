@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rocketq.client.instance import ClientInstance
 from rocketq.errors import BrokerError, RouteNotFound
@@ -54,6 +54,11 @@ class Holder(NamedTuple):
     grace_ms: int = 0
 
 
+def _fields(holder: Holder | None) -> dict[str, Any]:
+    """What a header says of it."""
+    return {} if holder is None else {"holder": holder.name, "holder_grace": holder.grace_ms}
+
+
 class Popped(NamedTuple):
     """What a pop brought; `full`: the broker has too many waiting requests and did not let this one wait."""
 
@@ -93,8 +98,7 @@ def pop_request(
         exp_type=expression_type,
         exp=expression,
         order=order,
-        holder=holder.name if holder is not None else None,
-        holder_grace=holder.grace_ms if holder is not None else None,
+        **_fields(holder),
         bname=broker_name,
     )
     return Request(RequestCode.POP_MESSAGE, header)
@@ -122,8 +126,7 @@ def ack_request(group: str, receipt: Receipt, holder: Holder | None = None) -> R
         queue_id=receipt.queue_id,
         extra_info=str(receipt),
         offset=receipt.offset,
-        holder=holder.name if holder is not None else None,
-        holder_grace=holder.grace_ms if holder is not None else None,
+        **_fields(holder),
         bname=receipt.broker_name,
     )
     return Request(RequestCode.ACK_MESSAGE, header)
@@ -133,9 +136,7 @@ def batch_ack_request(
     broker_name: str, group: str, acked: Collection[Receipt], holder: Holder | None = None
 ) -> Request:
     """All these messages of one broker are consumed. Only for receipts that `fits`."""
-    header = BatchAckHeader()
-    if holder is not None:
-        header = BatchAckHeader(holder=holder.name, holder_grace=holder.grace_ms)
+    header = BatchAckHeader(**_fields(holder))
     return Request(RequestCode.BATCH_ACK_MESSAGE, header, batch_ack(broker_name, group, acked))
 
 
@@ -154,8 +155,7 @@ def change_request(
         offset=receipt.offset,
         invisible_time=invisible_ms,
         give_back=give_back or None,
-        holder=holder.name if holder is not None else None,
-        holder_grace=holder.grace_ms if holder is not None else None,
+        **_fields(holder),
         bname=receipt.broker_name,
     )
     return Request(RequestCode.CHANGE_MESSAGE_INVISIBLETIME, header)

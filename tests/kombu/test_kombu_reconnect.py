@@ -37,6 +37,13 @@ def queue_named(name: str) -> kombu.Queue:
     return kombu.Queue(name, routing_key=name)
 
 
+def through(network: Network, url: str) -> kombu.Connection:
+    """A connection whose consumers find the broker behind the network."""
+    connection = kombu.Connection(url, transport_options={"lease": LEASE})
+    connection.transport.cluster.address_of = lambda broker, topic=None: network.address
+    return connection
+
+
 def is_settled(connection: kombu.Connection, message: Any) -> bool:
     """Whether the broker knows that a message, whose lease is not over, is done with."""
     lease = message.lease
@@ -84,10 +91,7 @@ def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
     monkeypatch.setattr(sources, "_SLACK", 0.5)
     monkeypatch.setattr(leases, "_TIMEOUT", 0.5)
     network = Network(server.broker)
-    connection = kombu.Connection(url, transport_options={"lease": LEASE})
-    connection.transport.cluster.address_of = lambda broker, topic=None: (
-        network.address
-    )  # the broker's, as consumers see it
+    connection = through(network, url)
     queue = queue_named("cut")
     try:
         publish(connection, queue, 1, 2)
@@ -117,8 +121,7 @@ def test_what_is_held_stays_ours_when_the_end_of_a_given_up_connection_comes_thr
     monkeypatch.setattr(sources, "POLL", 0.5)
     monkeypatch.setattr(sources, "_SLACK", 0.5)
     network = Network(server.broker)
-    connection = kombu.Connection(url, transport_options={"lease": LEASE})
-    connection.transport.cluster.address_of = lambda broker, topic=None: network.address
+    connection = through(network, url)
     queue = queue_named("dropped")
     try:
         publish(connection, queue, 1, 2)
