@@ -80,9 +80,9 @@ class Driver:
 
     async def commit(self, offset: int) -> None:
         header = {"consumerGroup": "G", "topic": "T", "queueId": 0, "commitOffset": offset}
+        self.disk.promise("committing", offset)  # it may be saved before it is answered
         answer = await self.wire.call(15, header)
         assert answer.code == 0, answer
-        self.disk.promise("committed", offset)
 
     async def delivered(self, count: int) -> None:
         await self.wire.until(lambda: self.broker.store.max_offset("T", 0) >= count, 20)
@@ -171,7 +171,7 @@ async def check(crash: Crash, directory: Path, flush: str) -> None:
         twice = {body for body, count in found.items() if count > 1}
         assert twice <= set(promised.get("perhaps twice", ())), f"{twice} came twice"
         offset = broker.offsets.query("G", "T", 0)
-        assert offset <= max(promised.get("committed", [0]))
+        assert offset <= max(promised.get("committing", [0]))
         assert offset <= broker.store.max_offset("T", 0)
 
 
