@@ -29,7 +29,7 @@ def cancel(connection: Any, task_id: str, queue: str = "celery") -> bool:
     `connection` is a `kombu.Connection`, with Celery `app.connection_for_write()`. A task that is due already is not
     taken back: revoke it. Raises RemotingError, RouteNotFound, BrokerError.
     """
-    transport = connection.transport
+    transport = connection.connection  # connects where that is still to be done
     cluster: Cluster = transport.cluster
     group = topic_of(transport.virtual_host, queue)
     found = False
@@ -47,7 +47,7 @@ def waiting(connection: Any, queue: str = "celery", most: int = 100) -> list[Rec
     `connection` is a `kombu.Connection`. Apache's brokers do not tell: nothing is found there. Raises RemotingError,
     RouteNotFound, BrokerError.
     """
-    transport = connection.transport
+    transport = connection.connection
     cluster: Cluster = transport.cluster
     group = topic_of(transport.virtual_host, queue)
     found: list[ReceivedMessage] = []

@@ -54,19 +54,23 @@ class Transport(virtual.Transport):
         asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"]), heartbeats=False
     )
 
+    # of a server of this machine they are there when it has been started
+    cluster: Cluster
+    registry: Registry
+    watch: Watch
+
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         address = Address.of(client)
         self.virtual_host = address.virtual_host
         self.options = Options.read(client.transport_options, client.ssl or address.tls)
-        self.local = LocalServer(address.local) if address.local else None
-        namesrv = self.local.namesrv() if self.local is not None else address.namesrv
-        account = (address.access_key, address.secret_key)
-        self.cluster = Cluster(namesrv, self.options.tls, *account)
-        self.registry = Registry(self.cluster.admin, self.virtual_host)
+        self._account = (address.access_key, address.secret_key)
         timeout, grace = client.connect_timeout or 3.0, self.options.grace
-        self.engine = Engine(self.options.tls, timeout, Credentials.of(*account), grace, self._lost)
-        self.watch = Watch(self.engine, namesrv, self._learned)
+        self.engine = Engine(self.options.tls, timeout, Credentials.of(*self._account), grace, self._lost)
+        self.local = LocalServer(address.local) if address.local else None
+        self._namesrv = ""
+        if self.local is None:
+            self._use(address.namesrv)
         self.closed = False
         self._hub: Any = None
         self._waker: Waker | None = None
@@ -88,7 +92,16 @@ class Transport(virtual.Transport):
 
     # connecting
 
+    def _use(self, namesrv: str) -> None:
+        """Work with the cluster of these NameServers."""
+        self._namesrv = namesrv
+        self.cluster = Cluster(namesrv, self.options.tls, *self._account)
+        self.registry = Registry(self.cluster.admin, self.virtual_host)
+        self.watch = Watch(self.engine, namesrv, self._learned)
+
     def establish_connection(self) -> Transport:
+        if self.local is not None and (namesrv := self.local.namesrv()) != self._namesrv:
+            self._use(namesrv)
         self.cluster.admin.brokers()
         if "celery.worker.control" in sys.modules:
             from rocketq_kombu import inspection as inspection  # `scheduled` tells what brokers hold

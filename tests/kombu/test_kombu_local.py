@@ -89,6 +89,20 @@ def test_a_server_that_was_killed_is_started_again_by_its_users(data: Path) -> N
     wait_until(lambda: not servers(data), what="the server's end")
 
 
+def test_only_who_connects_starts_the_server(data: Path) -> None:
+    connection = kombu.Connection(f"rocketq://{data}")
+    copy = connection.clone()
+    assert str(data) in copy.as_uri()
+    assert copy.transport.driver_type == "rocketq"
+    assert copy.connection_errors
+    assert not data.exists()
+    connection.release()
+    with copy:
+        copy.connect()
+        assert servers(data)
+    wait_until(lambda: not servers(data), what="the server's end")
+
+
 def test_a_directory_that_cannot_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Exception, match="file"):
