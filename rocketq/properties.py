@@ -50,9 +50,12 @@ TIMER_DEL_UNIQKEY = "TIMER_DEL_UNIQKEY"
 BORN_TIMESTAMP = "BORN_TIMESTAMP"
 TRACE_CONTEXT = "TRACE_CONTEXT"
 PRIORITY = "_SYS_MSG_PRIORITY_"
-#: What a dead letter says of its last failure; names of this project, not of the protocol.
+# names of this project, not of the protocol
+#: What a dead letter says of its last failure.
 EXCEPTION = "ROCKETQ_EXCEPTION"
 TRACEBACK = "ROCKETQ_TRACEBACK"
+#: Which lease ended when a message was stored once more.
+LEASE = "ROCKETQ_LEASE"
 
 MAX_LENGTH = 32767
 

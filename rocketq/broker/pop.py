@@ -438,6 +438,7 @@ class Pop:
             topic,
         )
         properties = decode_properties(record.properties)
+        properties.pop(props.LEASE, None)
         properties[props.POP_CK] = str(receipt)
         return encode_record(
             record.queue_id,

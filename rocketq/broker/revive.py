@@ -1,8 +1,10 @@
 """What nobody acknowledged within its lease is given out again (`PopReviveService`).
 
 The message is stored once more under the retry topic of group and topic, one attempt later unless its consumer gave it
-back, or under the group's dead letters when its attempts are used up; with that its check point is settled. A lease
-that ends is met to the ms. The retry topic of a topic whose queues are priorities has the same queues.
+back, or under the group's dead letters when its attempts are used up; with that its check point is settled. The copy
+names the lease that ended (`ROCKETQ_LEASE`): a crash may take the record behind, which settles it, and a start then
+makes no second copy. A lease that ends is met to the ms. The retry topic of a topic whose queues are priorities has
+the same queues.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from rocketq import properties as props
-from rocketq.broker.checkpoints import CheckPoint
+from rocketq.broker.checkpoints import CheckPoint, Key
 from rocketq.broker.copies import append_copy
 from rocketq.broker.groups import Groups
 from rocketq.broker.revivelog import ReviveLog
@@ -23,6 +25,7 @@ from rocketq.names import RETRY_PREFIX, dlq_topic, pop_retry_topic
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import CorruptRecord, Record, decode_record
 from rocketq.remoting.bodies import DataVersion
+from rocketq.store.reader import properties_of
 from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
@@ -53,18 +56,48 @@ class Revive:
         self._running = False
         #: the topics' version in which nothing is held of one that is gone
         self._looked_at: DataVersion | None = None
+        #: what a crash left copied and not settled: check point and offset
+        self._copied: set[tuple[Key, int]] = set()
         #: messages that came again, and those that went to the dead letters, since the start
         self.revived = self.dead = 0
 
     def start(self) -> None:
         self.adopt()
         self._running = True
-        self.schedule()
+        self.turn()  # before anybody gets what was copied
 
     def adopt(self) -> None:
-        """Take groups in that hold messages and that no file names: they came into being just before a crash."""
+        """Take in what a crash left: groups that no file names and that hold messages, and copies.
+
+        Copies that are not settled are the last records of the log, so the last of their queues.
+        """
+        places: set[tuple[str, str, int]] = set()
         for point in self._log.points:
-            self._groups.get(point.key.group)
+            group, queue_id, retry = point.key.group, point.key.queue_id, _retry(point.key)
+            self._groups.get(group)
+            places |= {(group, retry, 0), (group, retry, queue_id), (group, dlq_topic(group), 0)}
+        for group, topic, queue_id in places:
+            low, high = self._store.min_offset(topic, queue_id), self._store.max_offset(topic, queue_id)
+            for offset in reversed(range(low, high)):
+                if not self._is_copy(group, topic, queue_id, offset):
+                    break
+
+    def _is_copy(self, group: str, topic: str, queue_id: int, offset: int) -> bool:
+        """Note the message if it is a copy of one that is not settled, whose lease is over then."""
+        entry = self._store.consume_entry(topic, queue_id, offset)
+        data = self._store.record_at(entry[0]) if entry is not None else None
+        lease = properties_of(data).get(props.LEASE) if data is not None else None
+        try:
+            origin, *numbers = (lease or "").split(" ")
+            from_queue, start, pop_time, copied = map(int, numbers)
+        except ValueError:
+            return False
+        point = self._log.points.get(Key(origin, group, from_queue, start, pop_time))
+        if point is None or not point.bits([copied]):
+            return False
+        self._copied.add((point.key, copied))
+        self._log.points.end(point, 0)
+        return True
 
     def stop(self) -> None:
         self._running = False
@@ -120,7 +153,7 @@ class Revive:
         left = point.open_offsets
         if topic in self._topics.table and group in self._groups.table:
             for offset in left:
-                record = self._record(topic, queue_id, offset)
+                record = None if (point.key, offset) in self._copied else self._record(topic, queue_id, offset)
                 if record is not None:
                     self._again(point, record)
         else:
@@ -141,9 +174,10 @@ class Revive:
             return None
 
     def _again(self, point: CheckPoint, record: Record) -> None:
-        topic, group = record.topic, point.key.group
+        topic, group, from_queue, start, pop_time = point.key
         properties = decode_properties(record.properties)
-        properties.setdefault(props.FIRST_POP_TIME, str(point.key.pop_time))
+        properties[props.LEASE] = f"{topic} {from_queue} {start} {pop_time} {record.queue_offset}"
+        properties.setdefault(props.FIRST_POP_TIME, str(pop_time))
         properties.setdefault(props.ORIGIN_GROUP, group)
         attempts = record.reconsume_times + (not point.given_back)
         if attempts > self._groups.table[group].retry_max_times:
@@ -155,7 +189,7 @@ class Revive:
             target, queues, queue_id = dlq_topic(group), 1, 0
             self.dead += 1
         else:
-            target = topic if topic.startswith(RETRY_PREFIX) else pop_retry_topic(topic, group)
+            target = _retry(point.key)
             queues, queue_id = self._place(point)
             self.revived += 1
         config = self._topics.create_retry(target, queues)
@@ -192,3 +226,8 @@ class Revive:
             self._log.settled(point.key, point.open_offsets)
             self._log.points.remove(point)
         self._looked_at = version
+
+
+def _retry(key: Key) -> str:
+    """The topic in which messages of a check point come again."""
+    return key.topic if key.topic.startswith(RETRY_PREFIX) else pop_retry_topic(key.topic, key.group)

@@ -212,7 +212,7 @@ class Replay:
                 (
                     "names of properties",
                     sorted(filter(their["properties"].get, their["properties"])),
-                    sorted(our.properties),
+                    sorted(name for name in our.properties if not name.startswith("ROCKETQ_")),
                 ),
             ):
                 if expected != got:

@@ -181,9 +181,13 @@ class PopKit:
         self.save()
         self.store.close()
 
-    def kill(self) -> None:
-        """Leave the directory as a process that was killed leaves it, and open it again."""
+    def kill(self, lost: int = 0) -> None:
+        """Leave the directory as a process that was killed leaves it, and open it again.
+
+        So many bytes at the end of the log were not on disk when the power failed.
+        """
         store = self.store
+        end = store.written_offset
         store._flusher.on_durable = None
         assert store._helper is not None
         store._helper.shutdown()
@@ -194,6 +198,10 @@ class PopKit:
         store.index.close()
         store._marks.unlock()
         store._helper = None
+        if lost:
+            with open(self.directory / "commitlog" / f"{0:020}", "r+b") as file:
+                file.seek(end - lost)
+                file.write(bytes(lost))
         self.open()
 
     def advance(self, ms: int) -> None:

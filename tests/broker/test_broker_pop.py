@@ -395,6 +395,35 @@ def test_a_crash_in_the_middle_of_a_renewal_leaves_one_lease(tmp_path: Path) -> 
     kit.close()
 
 
+@pytest.mark.parametrize(("attempts", "again"), [(16, "%RETRY%G_T"), (0, "%DLQ%G")])
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_crash_in_the_middle_of_a_revival_leaves_one_copy(
+    tmp_path: Path, attempts: int, again: str, lost: int
+) -> None:
+    """What nobody acknowledged is stored once more, and behind it that it is settled: the last records may be lost."""
+    kit = PopKit(tmp_path)
+    kit.send("T", 0, b"a")
+    kit.send("T", 0, b"b")
+    kit.topics.adopt(kit.store.queues())
+    kit.pop("T")
+    kit.groups.table["G"].retry_max_times = attempts
+    kit.save()
+    before = kit.store.written_offset
+    kit.advance(100_000)
+    revived = [len(record) for record in kit.store.records(before)]
+    assert len(revived) == 3
+    kit.now -= 100_000  # a clock that was set back makes no lease of what is over
+    kit.kill(sum(revived[-lost:]))
+    assert len(kit.log.points) == 1
+    kit.advance(0 if lost < 3 else 100_000)
+    assert len(kit.log.points) == 0
+    kit.kill()  # a later start knows it too
+    kit.advance(100_000)
+    (stored,) = kit.store.read(again, 0, 0, 32).buffers
+    assert [message.body for message in decode_messages(stored)] == [b"a", b"b"]
+    kit.close()
+
+
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: Path, flush: str) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
