@@ -70,6 +70,15 @@ def abandon(store):
     store._helper = None
 
 
+def delete_topic(store, topic):
+    """Delete the queues of a topic, and wait for it."""
+    removed = store.forget_topic(topic)
+    if removed is not None:
+        removed.result()
+        store.save_soon().result()
+        store.topic_gone(topic)
+
+
 def send(
     store,
     topic="T",

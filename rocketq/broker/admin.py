@@ -66,7 +66,7 @@ UNCHANGEABLE = frozenset({"queue.type", "cleanup.policy"})
 
 
 class Admin:
-    """Serves operators. `booted` is when the broker started, ms since the epoch.
+    """Serves operators. `booted` is when the broker started, ms since the epoch; `delete_queues` removes a topic's.
 
     `announced` waits until NameServers know of changed topics: who creates a topic may send to it at once.
     """
@@ -81,6 +81,7 @@ class Admin:
         offsets: Offsets,
         saver: Saver,
         statistics: Statistics,
+        delete_queues: Callable[[str], Awaitable[None]],
         announced: Callable[[], Awaitable[None]],
         booted: int,
     ) -> None:
@@ -92,6 +93,7 @@ class Admin:
         self._offsets = offsets
         self._saver = saver
         self._statistics = statistics
+        self._delete_queues = delete_queues
         self._announced = announced
         self._booted = booted
 
@@ -249,7 +251,7 @@ class Admin:
             return encode_response(request, ResponseCode.INVALID_PARAMETER, remark)
         self._topics.delete(name)
         self._offsets.remove_topic(name)
-        self._store.delete_topic(name)
+        await self._delete_queues(name)
         self._statistics.forget_topic(name)
         await self._saver.save_soon(self._topics)
         self._offsets.catch_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from rocketq.broker.topics import Topics
@@ -19,6 +20,7 @@ class Cleaning:
     def __init__(self, store: MessageStore, topics: Topics) -> None:
         self._store = store
         self._topics = topics
+        self._deleting = asyncio.Lock()
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -37,10 +39,22 @@ class Cleaning:
         self._store.retention.request()
         return encode_response(request, ResponseCode.SUCCESS)
 
-    def _unused_topics(self, connection: Connection, request: Command) -> Reply:
+    async def delete_queues(self, topic: str) -> None:
+        """Remove the queues of a topic with their files: whoever asks for it waits for the disk. Raises StoreError.
+
+        What is sent to the topic meanwhile is refused.
+        """
+        async with self._deleting:
+            removed = self._store.forget_topic(topic)
+            if removed is not None:
+                await asyncio.wrap_future(removed)
+                await asyncio.wrap_future(self._store.save_soon())
+                self._store.topic_gone(topic)
+
+    async def _unused_topics(self, connection: Connection, request: Command) -> Reply:
         unused = {topic for topic, _ in self._store.queues() if topic not in self._topics.table}
         for topic in sorted(unused):
             if not self._topics.is_system(topic):
                 log.info("%s removes the queues of topic %s, which does not exist", connection.peer, topic)
-                self._store.delete_topic(topic)
+                await self.delete_queues(topic)
         return encode_response(request, ResponseCode.SUCCESS)

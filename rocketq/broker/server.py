@@ -236,6 +236,7 @@ class Broker:
             self.pop_wait,
         )
         self.forward = Forward(self.store, self.clients)
+        self.cleaning = Cleaning(self.store, self.topics)
         self.admin = Admin(
             config,
             self.store,
@@ -245,6 +246,7 @@ class Broker:
             self.offsets,
             self.saver,
             self.statistics,
+            self.cleaning.delete_queues,
             self._announced,
             booted,
         )
@@ -260,7 +262,6 @@ class Broker:
             lambda: self.address,
             clock_ms,
         )
-        self.cleaning = Cleaning(self.store, self.topics)
         self.runtime = Runtime(
             config, self.store, self.delay, self.timer, self.statistics, self._config_changed, clock_ms, booted
         )

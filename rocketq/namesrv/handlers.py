@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from rocketq import javajson
@@ -24,7 +24,7 @@ from rocketq.remoting.codes import FAQ, VERSION_STANDARD_JSON, RequestCode, Resp
 from rocketq.remoting.command import Command, Header, encode_response
 
 if TYPE_CHECKING:
-    from rocketq.remoting.server import Connection
+    from rocketq.remoting.server import Connection, Handler, Reply
 
 log = logging.getLogger("rocketq.namesrv")
 
@@ -57,7 +57,7 @@ class Requests:
         self._table = table
         self._kv = kv
         self._clock_ms = clock_ms
-        self.handlers: dict[int, Callable[[Connection, Command], bytes]] = {
+        self.handlers: dict[int, Handler] = {
             RequestCode.REGISTER_BROKER: self._register_broker,
             RequestCode.UNREGISTER_BROKER: self._unregister_broker,
             RequestCode.QUERY_DATA_VERSION: self._query_data_version,
@@ -83,7 +83,7 @@ class Requests:
             RequestCode.GET_NAMESRV_CONFIG: self._get_config,
         }
 
-    def handle(self, connection: Connection, request: Command) -> bytes:
+    def handle(self, connection: Connection, request: Command) -> Reply | Awaitable[Reply]:
         handler = self.handlers.get(request.code)
         if handler is None:
             return encode_response(
@@ -242,9 +242,9 @@ class Requests:
 
     # -- configuration
 
-    def _put_kv(self, connection: Connection, request: Command) -> bytes:
+    async def _put_kv(self, connection: Connection, request: Command) -> Reply:
         header = request.header(headers.PutKVConfigHeader)
-        self._kv.put(header.namespace, header.key, header.value)
+        await self._kv.put(header.namespace, header.key, header.value)
         return _success(request)
 
     def _get_kv(self, connection: Connection, request: Command) -> bytes:
@@ -259,9 +259,9 @@ class Requests:
             )
         return _success(request, header=headers.GetKVConfigResponse(value=value))
 
-    def _delete_kv(self, connection: Connection, request: Command) -> bytes:
+    async def _delete_kv(self, connection: Connection, request: Command) -> Reply:
         header = request.header(headers.DeleteKVConfigHeader)
-        self._kv.delete(header.namespace, header.key)
+        await self._kv.delete(header.namespace, header.key)
         return _success(request)
 
     def _kv_namespace(self, connection: Connection, request: Command) -> bytes:

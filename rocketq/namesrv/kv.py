@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ ORDER_TOPIC_CONFIG = "ORDER_TOPIC_CONFIG"
 
 
 class KVConfig:
-    """Namespaces of keys; a change is on disk before it counts."""
+    """Namespaces of keys; a change is on disk before it counts. A thread writes it, so that nobody else waits."""
 
     def __init__(self, path: Path, files: Files) -> None:
         self._path = path
         self._files = files
         self._table: dict[str, dict[str, str]] = {}
+        self._changing = asyncio.Lock()
 
     def load(self) -> None:
         """Read the file, if there is one. Raises StoreError when it cannot be read."""
@@ -38,18 +40,20 @@ class KVConfig:
         """All keys of a namespace; None when it was never written to."""
         return self._table.get(namespace)
 
-    def put(self, namespace: str, key: str, value: str) -> None:
+    async def put(self, namespace: str, key: str, value: str) -> None:
         """Raises StoreError when the change cannot be stored; then it does not count."""
-        entries = {**self._table.get(namespace, {}), key: value}
-        self._store({**self._table, namespace: entries})
+        async with self._changing:
+            entries = {**self._table.get(namespace, {}), key: value}
+            await self._store({**self._table, namespace: entries})
 
-    def delete(self, namespace: str, key: str) -> None:
+    async def delete(self, namespace: str, key: str) -> None:
         """Forget a key; nothing happens when there is none. Raises StoreError as :meth:`put`."""
-        entries = self._table.get(namespace, {})
-        if key in entries:
-            left = {name: value for name, value in entries.items() if name != key}
-            self._store({**self._table, namespace: left})
+        async with self._changing:
+            entries = self._table.get(namespace, {})
+            if key in entries:
+                left = {name: value for name, value in entries.items() if name != key}
+                await self._store({**self._table, namespace: left})
 
-    def _store(self, table: dict[str, dict[str, str]]) -> None:
-        save_json(self._path, {"configTable": table}, self._files)
+    async def _store(self, table: dict[str, dict[str, str]]) -> None:
+        await asyncio.to_thread(save_json, self._path, {"configTable": table}, self._files)
         self._table = table

@@ -18,8 +18,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from rocketq.errors import StoreError
-from rocketq.store.files import Files, make_durable_dirs
+from rocketq.errors import StoreError, StoreFull
+from rocketq.store.files import Files
 from rocketq.store.values import Appended
 
 log = logging.getLogger("rocketq.store")
@@ -56,13 +56,14 @@ class Queue:
 
     `next_offset`: of the next message that is appended. `max_offset`: behind the last one that may be read.
     `flushed`: behind the last entry that was written; `tail` holds those behind it. `first`: first entry of the
-    oldest file.
+    oldest file. `forgotten`: its topic was deleted, it takes no more entries.
     """
 
     __slots__ = (
         "dirty",
         "first",
         "flushed",
+        "forgotten",
         "max_offset",
         "min_offset",
         "min_valid_for",
@@ -85,7 +86,7 @@ class Queue:
         self.overhead = 90 + len(self.topic_head)
         self.next_offset = self.max_offset = self.flushed = self.first = 0
         self.tail = bytearray()
-        self.dirty = False
+        self.dirty = self.forgotten = False
         self.min_offset = 0
         self.min_valid_for = -1
 
@@ -111,6 +112,8 @@ class ConsumeQueues:
         #: how many queues were taken from the dirty ones so far
         self.flushes = 0
         self._fds: OrderedDict[tuple[Queue, int], int] = OrderedDict()
+        #: deleted topics whose files are there still
+        self._deleting: set[str] = set()
         #: files and directories that changed since the last :meth:`take_changed`
         self._changed_files: set[str] = set()
         self._changed_dirs: set[str] = set()
@@ -160,9 +163,11 @@ class ConsumeQueues:
         return queue
 
     def obtain(self, topic: str, queue_id: int) -> Queue:
-        """The queue; a new one if need be."""
+        """The queue; a new one if need be. Raises StoreFull while the topic is being deleted."""
         queue = self.get(topic, queue_id)
         if queue is None:
+            if topic in self._deleting:
+                raise StoreFull(f"topic {topic} is being deleted: send again when that is done")
             queue = self.table[topic, queue_id] = Queue(topic, queue_id)
         return queue
 
@@ -255,6 +260,8 @@ class ConsumeQueues:
             if message.sys_flag & _PREPARED:
                 continue
             queue = message.queue
+            if queue.forgotten:
+                continue
             tail = queue.tail
             tail += pack(message.physical_offset, message.size, message.tags_code)
             queue.max_offset += 1
@@ -409,23 +416,38 @@ class ConsumeQueues:
         self.pending_bytes -= len(queue.tail) - keep
         del queue.tail[keep:]
 
-    def delete(self, topic: str) -> None:
-        """Forget the queues of a topic and remove their files."""
-        keys = [key for key in self.keys() if key[0] == topic]
-        if not keys:  # a topic from elsewhere may be any path
-            return
-        for key in keys:
+    # deleting
+
+    def forget(self, topic: str) -> bool:
+        """Forget the queues of a topic, and take none in until :meth:`forgotten`. False when there are no files."""
+        for key in [key for key in self.keys() if key[0] == topic]:
+            self._deleting.add(topic)  # only a topic that has queues: one from elsewhere may be any path
             self._unloaded.discard(key)
-            queue = self.table.pop(key, None) or Queue(*key)
-            self._drop_tail(queue, 0)
-            for index in self._file_indexes(self._directory(queue)):
-                self._remove_file(queue, index)
-            if self._files.exists(self._directory(queue)):
-                self._files.rmdir(self._directory(queue))
+            queue = self.table.pop(key, None)
+            if queue is not None:
+                queue.forgotten = True
+                self._drop_tail(queue, 0)
+                for file in [file for file in self._fds if file[0] is queue]:
+                    self._files.close(self._fds.pop(file))
+        return topic in self._deleting
+
+    def remove(self, topic: str) -> None:
+        """Remove the files of a topic that was forgotten. May run on another thread."""
+        files = self._files
         directory = os.path.join(self.directory, topic)
-        if self._files.exists(directory):
-            self._files.rmdir(directory)
-            self._changed_dirs.add(self.directory)
+        for queue_id in files.listdir(directory):
+            queue = os.path.join(directory, queue_id)
+            for name in files.listdir(queue):
+                if len(name) == 20 and name.isdigit():
+                    files.unlink(os.path.join(queue, name))
+            files.rmdir(queue)
+        if files.exists(directory):
+            files.rmdir(directory)
+            files.fsync_dir(self.directory)
+
+    def forgotten(self, topic: str) -> None:
+        """All of a topic is gone: it may begin anew."""
+        self._deleting.discard(topic)
 
     # files
 
@@ -450,7 +472,6 @@ class ConsumeQueues:
     def _create(self, queue: Queue, path: str) -> int:
         directory = self._directory(queue)
         if not self._files.exists(directory):
-            make_durable_dirs(self._files, self.directory)
             self._files.make_dirs(directory)
             self._changed_dirs.update((self.directory, os.path.dirname(directory)))
         self._changed_dirs.add(directory)

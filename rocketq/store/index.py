@@ -344,6 +344,8 @@ class Index:
 
     def open(self) -> None:
         """Find the files; one whose size is not that of the settings is left alone, with an error in the log."""
+        if self.enabled:
+            make_durable_dirs(self._files, self.directory)
         for name in sorted(self._files.listdir(self.directory)):
             if len(name) != 17 or not name.isdigit():
                 continue
@@ -413,7 +415,6 @@ class Index:
             self.files[-1].flush()
 
     def _roll(self, full: IndexFile | None) -> IndexFile:
-        make_durable_dirs(self._files, self.directory)
         now = time.time()
         number = int(time.strftime("%Y%m%d%H%M%S", time.localtime(now))) * 1000 + int(now * 1000) % 1000
         if full is not None:  # names sort by age, also when the clock was set back

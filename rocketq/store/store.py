@@ -30,7 +30,7 @@ from rocketq.properties import MAX_LENGTH
 from rocketq.record import BORN_HOST_V6, MAGIC_V1, STORE_HOST_V6, encode_record
 from rocketq.store.commitlog import blank
 from rocketq.store.config import StoreConfig
-from rocketq.store.files import Buffer, Files, OsFiles, store_error
+from rocketq.store.files import Buffer, Files, OsFiles, make_durable_dirs, store_error
 from rocketq.store.flush import Flusher
 from rocketq.store.following import Following
 from rocketq.store.marks import Checkpoint, Marks
@@ -157,6 +157,7 @@ class MessageStore(Reader):
         checkpoint = self._marks.load()
         self._marks.set_abort()
         self.log.open()
+        make_durable_dirs(self.files, queues.directory)  # here, where nobody waits for it
         queues.scan()
         if not clean:
             queues.distrust()
@@ -549,19 +550,50 @@ class MessageStore(Reader):
         record = self.record_at(offset)
         return store_time_of(record) if record is not None else None
 
-    def delete_topic(self, topic: str) -> None:
-        """Remove the queues of a topic. Its records stay in the log until their files go. Raises StoreError.
+    def forget_topic(self, topic: str) -> Future[None] | None:
+        """Forget the queues of a topic, first step: done when their files are gone and what was appended before is on
+        disk. Its records stay in the log until their files go. None when it has no queues. Raises StoreError.
 
-        What is appended is written before, and waited for with SYNC_FLUSH.
+        Nothing can be appended to the topic from now on, until :meth:`topic_gone`.
         """
+        helper = self._helping()
         self.write()
+        if not self.consume_queues.forget(topic):
+            return None
+        return helper.submit(self._remove_queues, topic)
+
+    def _remove_queues(self, topic: str) -> None:
+        """On the helper's thread."""
         self._flusher.flush()
+        try:
+            self.consume_queues.remove(topic)
+        except OSError as error:
+            raise store_error(f"cannot delete the queues of topic {topic}, delete it again", error) from error
+
+    def save_soon(self) -> Future[None]:
+        """Second step: done when a checkpoint is saved, so that an unclean stop does not bring the queues back.
+
+        Raises StoreError.
+        """
+        self._helping()
         self.advance()
         try:
-            self.consume_queues.delete(topic)
-            self._save_now()  # so that an unclean stop does not bring the queues back
+            self.index.flush()
+            self.consume_queues.flush(self.consume_queues.dirty_count)
         except OSError as error:
-            raise store_error(f"cannot delete the queues of topic {topic}", error) from error
+            raise store_error("cannot write ConsumeQueue or index files", error) from error
+        return self._begin_saving(self._note())
+
+    def topic_gone(self, topic: str) -> None:
+        """Last step: the topic may begin anew. Raises StoreError when the second step has failed."""
+        if self._broken or self._flusher.failure:
+            raise StoreError(self._broken or self._flusher.failure)
+        self.consume_queues.forgotten(topic)
+
+    def _helping(self) -> ThreadPoolExecutor:
+        if self._helper is None:
+            raise StoreError("the store is closed")
+        return self._helper
 
     def maintain(self) -> None:
         """Regular work of a few ms, to be called on the owner's thread once or twice a second."""
@@ -655,10 +687,14 @@ class MessageStore(Reader):
         queues.flush(min(_QUEUES_PER_TURN, flushes - queues.flushes))
         if queues.flushes < flushes or self._helper is None:
             return
+        self._begin_saving(checkpoint)
+
+    def _begin_saving(self, checkpoint: Checkpoint) -> Future[None]:
         self._goal = None
         self._saved_at = time.monotonic()
         self._saved_offset, self._saved_last = checkpoint.offset or 0, checkpoint.last
-        self._saving = self._helper.submit(self._save, checkpoint, *self._changed())
+        self._saving = self._helping().submit(self._save, checkpoint, *self._changed())
+        return self._saving
 
     def _changed(self) -> tuple[list[str], list[str]]:
         files, directories = self.consume_queues.take_changed()

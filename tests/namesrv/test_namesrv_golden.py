@@ -1,6 +1,8 @@
 """Apache's requests of the golden files against our handlers: the answers have the same structure."""
 
+import asyncio
 import json
+from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,8 +45,14 @@ class Replay:
             body = bytes.fromhex(line["request_body_hex"])
         request = decode_command(kind, header, body)
         answer = self.requests.handle(connection or SimpleNamespace(peer="test"), request)
+        if isinstance(answer, Awaitable):
+            answer = asyncio.run(answered(answer))
         (command,) = FrameDecoder().feed(answer)
         return command
+
+
+async def answered(answer: Awaitable) -> bytes:
+    return await answer
 
 
 def check(line: dict, answer) -> None:

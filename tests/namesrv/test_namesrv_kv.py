@@ -1,3 +1,4 @@
+import asyncio
 import errno
 
 import pytest
@@ -20,14 +21,18 @@ class FullDisk(OsFiles):
 
 def test_a_change_that_cannot_be_stored_does_not_count(tmp_path):
     files = FullDisk()
-    kv = KVConfig(tmp_path / "kvConfig.json", files)
-    kv.put("N", "k", "old")
-    files.full = True
-    with pytest.raises(StoreFull):
-        kv.put("N", "k", "new")
-    with pytest.raises(StoreFull):
-        kv.delete("N", "k")
-    assert kv.get("N", "k") == "old"
+
+    async def scenario():
+        kv = KVConfig(tmp_path / "kvConfig.json", files)
+        await kv.put("N", "k", "old")
+        files.full = True
+        with pytest.raises(StoreFull):
+            await kv.put("N", "k", "new")
+        with pytest.raises(StoreFull):
+            await kv.delete("N", "k")
+        assert kv.get("N", "k") == "old"
+
+    asyncio.run(scenario())
     again = KVConfig(tmp_path / "kvConfig.json", OsFiles())
     again.load()
     assert again.namespace("N") == {"k": "old"}

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from store_kit import HOST, Opener, bodies, send
+from store_kit import HOST, Opener, bodies, delete_topic, send
 
 from rocketq.errors import StoreError, StoreFull
 from rocketq.record import encode_record
@@ -166,7 +166,7 @@ def test_a_topic_that_was_deleted_and_made_anew_begins_again(pair):
     for body in (b"1", b"2", b"3"):
         send(master, body=body)
     transfer(master, copy)
-    master.delete_topic("T")
+    delete_topic(master, "T")
     for body in (b"4", b"5"):
         send(master, body=body)
     send(master, "U", body=b"6")

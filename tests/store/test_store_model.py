@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from store_kit import Opener, abandon, bodies, send
+from store_kit import Opener, abandon, bodies, delete_topic, send
 
 from rocketq.errors import InvalidMessage
 from rocketq.hashing import java_hash
@@ -76,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(QUEUES))
     def delete(self, queue):
-        self.store.delete_topic(queue[0])  # writes first
+        delete_topic(self.store, queue[0])  # writes first
         self._count_written()
         for other in QUEUES:
             if other[0] == queue[0]:

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from store_kit import HOST, bodies, send
+from store_kit import HOST, bodies, delete_topic, send
 
-from rocketq.errors import InvalidMessage
+from rocketq.errors import InvalidMessage, StoreError, StoreFull
 from rocketq.hashing import tags_code
 from rocketq.record import decode_record, pack_host
 from rocketq.store import GetStatus
@@ -260,7 +260,7 @@ def test_a_deleted_topic_is_gone_and_begins_again_at_zero(opened):
     for n in range(60):
         send(store, body=b"%d" % n)
     send(store, "other")
-    store.delete_topic("T")
+    delete_topic(store, "T")
     assert set(store.queues()) == {("other", 0)}
     assert not (opened.directory / "consumequeue" / "T").exists()
     assert store.read("T", 0, 0, 1).status is GetStatus.NO_MATCHED_LOGIC_QUEUE
@@ -276,7 +276,7 @@ def test_messages_that_are_under_way_do_not_bring_a_deleted_topic_back(opened, f
     store = opened(flush_disk_type=flush)
     send(store, write=False)
     send(store, "other", write=False)
-    store.delete_topic("T")
+    delete_topic(store, "T")
     store.write()
     store.maintain()
     assert set(store.queues()) == {("other", 0)}
@@ -293,7 +293,7 @@ def test_ten_thousand_queues_are_light(opened):
             send(store, f"topic-{topic}", queue_id, write=False)
         if topic % 100 == 99:
             store.write()
-    assert not (opened.directory / "consumequeue").exists()  # an idle queue has no file
+    assert not os.listdir(opened.directory / "consumequeue")  # an idle queue has no file
     store.consume_queues.flush(1000)
     store.maintain()
     assert len(os.listdir(opened.directory / "consumequeue")) == 250
@@ -304,3 +304,34 @@ def test_ten_thousand_queues_are_light(opened):
     store = opened(mapped_file_size_commit_log=64 << 20, mapped_file_size_consume_queue=6_000_000)
     assert store.max_offset("topic-2499", 3) == 1
     assert len(os.listdir("/proc/self/fd")) - before < 100
+
+
+def test_a_topic_takes_nothing_until_all_of_it_is_deleted(opened):
+    store = opened()
+    send(store, body=b"old")
+    send(store, "other")
+    for step in (store.forget_topic("T"), store.save_soon()):
+        with pytest.raises(StoreFull, match="T is being deleted"):
+            send(store, body=b"too soon")
+        send(store, "other")
+        step.result()
+    store.topic_gone("T")
+    assert send(store, body=b"new").queue_offset == 0
+    opened.crash(store)
+    assert bodies(opened()) == [b"new"]
+
+
+def test_queues_whose_files_cannot_be_removed_are_deleted_again(opened):
+    store = opened()
+    send(store, body=b"old")
+    store.maintain()
+    store.consume_queues.flush(1)
+    stray = opened.directory / "consumequeue" / "T" / "0" / "stray"
+    stray.write_text("an operator's")
+    with pytest.raises(StoreError, match="cannot delete the queues of topic T"):
+        delete_topic(store, "T")
+    with pytest.raises(StoreFull):
+        send(store)
+    stray.unlink()
+    delete_topic(store, "T")
+    assert send(store).queue_offset == 0
