@@ -52,7 +52,8 @@ class Revive:
         self._groups = groups
         self._log = revive_log
         self._clock_ms = clock_ms
-        self._timer: asyncio.TimerHandle | None = None
+        #: when the next look is, and what looks then; uvloop's own handles do not say when
+        self._timer: tuple[float, asyncio.TimerHandle] | None = None
         self._running = False
         #: the topics' version in which nothing is held of one that is gone
         self._looked_at: DataVersion | None = None
@@ -102,7 +103,7 @@ class Revive:
     def stop(self) -> None:
         self._running = False
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer[1].cancel()
             self._timer = None
 
     def schedule(self) -> None:
@@ -120,10 +121,10 @@ class Revive:
         loop = asyncio.get_running_loop()
         at = loop.time() + seconds
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer[0] <= at:
                 return
-            self._timer.cancel()
-        self._timer = loop.call_at(at, self.turn)
+            self._timer[1].cancel()
+        self._timer = at, loop.call_at(at, self.turn)
 
     def turn(self) -> None:
         """Revive what is due."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from broker_wire import Wire, running, with_broker
-from pop_kit import PopKit, ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
+from pop_kit import Held, PopKit, ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
 
 from rocketq.broker.checkpoints import CheckPoint, CheckPoints, Key
 from rocketq.broker.server import Broker
@@ -214,6 +216,28 @@ def test_what_is_given_back_was_no_attempt(tmp_path: Path) -> None:
         assert got.message.reconsume_times == 1
 
     with_broker(tmp_path, test)
+
+
+def test_leases_that_end_at_once_are_ended_together(tmp_path: Path) -> None:
+    """uvloop, which servers run on, has handles of another kind for what is due."""
+
+    clock = itertools.count(now_ms())  # a ms goes by between any two looks: they are over when they begin
+
+    async def test() -> None:
+        async with running(tmp_path, clock_ms=lambda: next(clock)) as (_, wire):
+            for body in (b"1", b"2"):
+                await wire.store("T", body)
+            got = await pop(wire, "T")
+            asked = [wire.send(200053, receipt_ext(each.receipt, invisibleTime=1)) for each in got]
+            assert [(await wire.answer(one)).code for one in asked] == [0, 0]
+            again: list[Held] = []
+            while len(again) < 2:
+                again += await pop(wire, "T", pollTime=3000)
+            assert bodies(again) == [b"1", b"2"]
+
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(asyncio.wait_for(test(), 30))
+    loop.close()
 
 
 def test_what_comes_again_keeps_its_priority(tmp_path: Path) -> None:
