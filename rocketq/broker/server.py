@@ -318,7 +318,7 @@ class Broker:
         return f"{self.config.host}:{self.port}"
 
     async def start(self) -> None:
-        """Open the store, recover, listen, register with the NameServers.
+        """Open the store, recover, then listen, and register with the NameServers.
 
         Raises StoreLocked when another process has the directory, StoreError when it cannot be used, OSError when
         the port is taken, ConfigError for accounts that cannot be read.
@@ -346,14 +346,15 @@ class Broker:
                 tls=config.tls(),
                 idle_timeout=config.server_channel_max_idle_time_seconds,
             )
-            await self._server.start()
+            await self._server.bind()
             store_host = await _packed_address(config.host, self.port)
             if not config.is_slave:
                 self.batch.start(store_host)
             self.revive_log.store_host = store_host
-            await self._listen_for_old_clients()
             if not config.is_slave:
                 await self._start_writing()
+            await self._server.start()  # not before it is known who holds what
+            await self._listen_for_old_clients()
             self._tasks = [asyncio.create_task(self._tick()), asyncio.create_task(self._keep_tables())]
             if config.namesrv_addresses or config.is_slave:
                 self._client = AsyncClient(

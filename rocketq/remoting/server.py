@@ -86,8 +86,11 @@ class Server:
         #: connections that are accepted; set when it starts
         self._most = 0
 
-    async def start(self) -> None:
-        """Listen. Raises OSError when the port is taken, ConfigError for unusable TLS files."""
+    async def bind(self) -> None:
+        """Take the port; whoever connects before `start` is refused.
+
+        Raises OSError when the port is taken, ConfigError for unusable TLS files.
+        """
         self._most = max_connections()
         loop = asyncio.get_running_loop()
         context = self._tls.server_context() if self._tls is not None else None
@@ -99,9 +102,16 @@ class Server:
             return _FirstByte(connection, context, self._tls is not None and self._tls.mode == "enforcing")
 
         self._listener = await loop.create_server(
-            accept, self._host, self.port, backlog=BACKLOG, reuse_address=True
+            accept, self._host, self.port, backlog=BACKLOG, reuse_address=True, start_serving=False
         )
         self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def start(self) -> None:
+        """Listen, on the port that was taken or takes it now. Raises as `bind`."""
+        if self._listener is None:
+            await self.bind()
+        assert self._listener is not None
+        await self._listener.start_serving()
 
     async def stop(self) -> None:
         """Stop listening and close all connections; peers have a second to read their last answers."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
-from broker_wire import Wire, running, with_broker
+from broker_wire import Wire, config, running, with_broker
 from pop_kit import Held, PopKit, ack, ack_all, bodies, create, held, lease, now_ms, pop, pop_ext, receipt_ext
 
 from rocketq.broker.checkpoints import CheckPoint, CheckPoints, Key
@@ -417,6 +418,24 @@ def test_a_crash_in_the_middle_of_a_renewal_leaves_one_lease(tmp_path: Path) -> 
     kit.advance(100_000)
     assert kit.store.max_offset("%RETRY%G_T", 0) == 1
     kit.close()
+
+
+def test_nobody_is_served_before_it_is_known_what_is_held(tmp_path: Path) -> None:
+    async def test() -> None:
+        broker = Broker(config(tmp_path))
+        recover = broker.revive_log.recover
+
+        def connect_and_recover() -> None:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", broker.port), timeout=10)
+            recover()
+
+        broker.revive_log.recover = connect_and_recover  # type: ignore[method-assign]
+        await broker.start()
+        socket.create_connection(("127.0.0.1", broker.port), timeout=10).close()
+        await broker.stop()
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(("attempts", "again"), [(16, "%RETRY%G_T"), (0, "%DLQ%G")])

@@ -29,6 +29,9 @@ class Listener:
     def getsockname(self) -> tuple[str, int]:
         return self.process.host, self.port
 
+    async def start_serving(self) -> None:
+        self.network.listeners[self.process.host, self.port] = self
+
     def close(self) -> None:
         if self.network.listeners.get((self.process.host, self.port)) is self:
             del self.network.listeners[self.process.host, self.port]
@@ -61,12 +64,10 @@ class Network:
             seconds += until - self.world.now + chance.random() * 0.5
         return seconds
 
-    def listen(self, process: Process, factory: Any, port: int) -> Listener:
-        key = process.host, port
-        if key in self.listeners:
-            raise OSError(98, f"Address already in use: {key}")
-        listener = self.listeners[key] = Listener(self, process, factory, port)
-        return listener
+    def bind(self, process: Process, factory: Any, port: int) -> Listener:
+        if (process.host, port) in self.listeners:
+            raise OSError(98, f"Address already in use: {process.host}:{port}")
+        return Listener(self, process, factory, port)
 
     async def connect(self, process: Process, factory: Any, host: str, port: int) -> Any:
         there = self.latency(process.host, host)

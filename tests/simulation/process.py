@@ -161,8 +161,13 @@ class Loop(asyncio.BaseEventLoop):
     async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
         return await self.process.world.network.connect(self.process, factory, host, port)
 
-    async def create_server(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
-        return self.process.world.network.listen(self.process, factory, port)
+    async def create_server(
+        self, factory: Any, host: Any = None, port: Any = None, *, start_serving: bool = True, **_: Any
+    ) -> Any:
+        listener = self.process.world.network.bind(self.process, factory, port)
+        if start_serving:
+            await listener.start_serving()
+        return listener
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
         return [(2, 1, 6, "", (host, port))]
