@@ -124,7 +124,9 @@ class StoreCheck:
         checkpoint, clean = marks.load(), marks.is_clean()
         self._log.open()
         yield from self._check_log(checkpoint, clean, progress)
-        self._believed = 1 << 63 if clean else min(checkpoint.offset or 0, self._end)
+        self._believed = (
+            1 << 63 if clean else min((checkpoint.offset or 0) if checkpoint.queues >= 0 else 0, self._end)
+        )
         self._queues.limit = self._log.end
         self._queues.scan()
         for topic, queue_id in sorted(self._queues.keys()):

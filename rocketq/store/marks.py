@@ -6,7 +6,7 @@
   CommitLog, in the ConsumeQueues and in full index files, and two offsets that only replication uses. At byte 64,
   where Apache has zeros, follow a mark of ours: 8 bytes magic, int64 `offset`, int64 `last`, int64 number of
   queues, int64 CRC of the 32 bytes before. All records before `offset`, the last of which is at `last`, are on
-  disk together with their ConsumeQueue and index entries.
+  disk together with their ConsumeQueue and index entries; with -1 queues these are being made anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import struct
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rocketq.errors import StoreLocked
 from rocketq.store.files import Files, make_durable_dirs, read_file, write_file
@@ -45,6 +45,10 @@ class Checkpoint:
     def min_timestamp(self) -> int:
         """Messages that were stored before are on disk and dispatched."""
         return max(0, min(self.physic_timestamp, self.logics_timestamp) - 3000)
+
+    def without_queues(self) -> Checkpoint:
+        """What is left of it when ConsumeQueues and index are made anew: how far the log is on disk."""
+        return replace(self, logics_timestamp=0, index_timestamp=0, queues=-1)
 
     def encode(self) -> bytes:
         page = bytearray(_PAGE)

@@ -12,9 +12,11 @@ What ends the log:
 zeros, and nothing behind them            the regular end
 something that is no record, and no       a torn tail: the last batch was being written. It is cut off; nobody
 record behind it                          got an answer for it, or its loss is what ASYNC_FLUSH allows
-a gap: a record, or a disk sector of it,  pages that never reached the disk when the power failed; it can only
-is zeros, and records are behind it,      be in what was not flushed. Cut at the gap, with an error in the log
-after an unclean stop
+a gap: a record, a disk sector of it, or  pages that never reached the disk when the power failed; it can only
+what it has of a sector that was flushed  be in what was not flushed. Cut at the gap, with an error in the log
+up to it, is zeros, and records are
+behind it; after an unclean stop, and
+not before the checkpoint
 anything else that is no record, and      damage to data that was on disk. The store does not open: going on
 records are behind it                     would silently drop acknowledged messages. The error names file and
                                           offset and says what can be done
@@ -27,6 +29,7 @@ import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from rocketq.errors import StoreError
@@ -263,7 +266,7 @@ class Scan:
         return True
 
     def is_gap(self, start: int, end: int) -> bool:
-        """Whether a record at `start` begins with zeros, or a whole sector from there to `end`: never written."""
+        """Whether a sector from `start` to `end`, or what `start` begins with of one, is zeros: never written."""
         file = self._log.find(start)
         if file is None:
             return True
@@ -272,6 +275,8 @@ class Scan:
             # of a head across two sectors the first may be lost: no size begins with four zeros
             head = min(8, _SECTOR - start % _SECTOR)
             if not any(self._read(fd, file, start, head if head >= 4 else 8)):
+                return True
+            if head < 4 and self._lacks(head, file, fd, start, min(end, file.end)):
                 return True
             position = start - start % _SECTOR
             end = min(end, file.end)
@@ -283,6 +288,25 @@ class Scan:
                 position += _CHUNK
         finally:
             self._files.close(fd)
+        return False
+
+    def _lacks(self, head: int, file: LogFile, fd: int, start: int, end: int) -> bool:
+        """Whether what is at `start` lacks only its first `head` bytes, which are zeros, to be a record or filler.
+
+        That was in a sector whose flushed part ended at `start`: all before it would be zeros otherwise.
+        """
+        data = self._read(fd, file, start, 8)
+        if any(data[:head]):
+            return False
+        if data[head:] == blank(file.end - start)[head:]:
+            return True
+        if end - start >> 24:  # no record is that long
+            return False
+        data = self._read(fd, file, start, end - start)
+        for size in range(int.from_bytes(data[:4], "big"), len(data) + 1, 256 ** (4 - head)):
+            with suppress(CorruptRecord):
+                parse(data, 0, size, start, True)
+                return True
         return False
 
 
@@ -410,8 +434,9 @@ def recover(
     report = Recovery(clean=clean)
     scan = Scan(commit_log, files, check_crc)
     start, last = _start(scan, commit_log, checkpoint, clean)
+    durable = start if last is not None else 0
     redo = not clean
-    if clean and queues.count() < checkpoint.queues:
+    if checkpoint.queues < 0 or (clean and queues.count() < checkpoint.queues):
         redo, start = True, commit_log.min_offset
         forget()
     while True:
@@ -439,7 +464,7 @@ def recover(
     if redo:
         rebuilder.flush()
     report.end = scan.end
-    _settle(commit_log, scan, files, report)
+    _settle(commit_log, scan, files, report, durable)
     queues.limit = report.end
     return report, last
 
@@ -467,14 +492,14 @@ def _has_entry(queues: ConsumeQueues, found: Found) -> bool:
     return entry is not None and entry[:2] == (found.offset, found.size)
 
 
-def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery) -> None:
-    """Decide about what is behind the end of the records (see the table above)."""
+def _settle(commit_log: CommitLog, scan: Scan, files: Files, report: Recovery, durable: int) -> None:
+    """Decide about what is behind the end of the records (see the table above). Up to `durable` all was flushed."""
     end = scan.end
     file = commit_log.find(end)
     if file is None:
         return
     behind = scan.next_record(end)
-    if behind is not None and (report.clean or not scan.is_gap(end, behind)):
+    if behind is not None and (report.clean or end < durable or not scan.is_gap(end, behind)):
         text = (
             f"{file.path} is damaged at byte {end - file.start} (offset {end}): {scan.problem or 'zeros'}; "
             f"from offset {behind} on there are good records again. The store stays closed, because to go on would "

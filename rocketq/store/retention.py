@@ -161,5 +161,8 @@ class Retention:
                 self._queues.clean(queue, log_min)
 
     def finish(self) -> None:
-        """Remove what was decided upon. The helper has ended."""
+        """Remove what was decided upon, and is not removed yet."""
+        if self._removing is not None:
+            self._removing.result()  # two at a time would take each other's files from the list
+            self._removing = None
         self._remove()

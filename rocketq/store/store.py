@@ -173,7 +173,7 @@ class MessageStore(Reader):
             clean=clean,
             check_crc=config.check_crc_on_recover,
             delays=config.delay_levels(),
-            forget=lambda: self._marks.save(Checkpoint()),
+            forget=lambda: self._marks.save(checkpoint.without_queues()),
         )
         end = report.end
         if last is not None:

@@ -208,6 +208,68 @@ def test_a_sector_that_the_disk_lost_behind_its_flushed_part_is_a_gap(opened, le
     assert len(bodies(store)) == 2
 
 
+@pytest.mark.parametrize(("left", "size"), [(3, 600), (2, 70_000)])
+def test_a_record_that_lacks_only_the_first_bytes_of_its_size_is_a_gap(opened, left, size):
+    """As above, where the disk has so much of the head that it looks like another one."""
+    settings = {"mapped_file_size_commit_log": 1 << 18}
+    store = opened(**settings)
+    send(store, body=bytes(2 * 512 - 91 - len("T") - left))
+    offset = store.written_offset
+    assert offset % 512 == 512 - left
+    send(store, body=b"x" * size)
+    send(store, body=b"behind")
+    opened.crash(store)
+    whole = log_path(opened).read_bytes()
+    patch(log_path(opened), offset, bytes(left))
+    patch(log_path(opened), offset + 300, b"y")  # and this is damage
+    with pytest.raises(StoreError, match=f"offset {offset}"):
+        opened(**settings)
+    log_path(opened).write_bytes(whole)
+    patch(log_path(opened), offset, bytes(left))
+    store = opened(**settings)
+    (problem,) = opened.recovery.problems
+    assert "power" in problem
+    assert store.written_offset == offset
+    assert len(bodies(store)) == 1
+
+
+def test_a_filler_that_lacks_only_the_first_bytes_of_its_size_is_a_gap(opened):
+    store = opened()
+    end = 16_384 - 515
+    while (room := end - store.written_offset) > 3000:
+        send(store, body=bytes(2000))
+    send(store, body=bytes(room - 91 - len("T")))
+    assert store.written_offset == end
+    count = len(bodies(store))
+    send(store, body=b"in the next file" * 50)
+    opened.crash(store)
+    patch(log_path(opened), end, bytes(3))
+    store = opened()
+    assert store.written_offset == end
+    assert len(bodies(store)) == count
+
+
+def test_a_gap_before_the_checkpoint_is_damage(opened):
+    """Also when the whole log is read because ConsumeQueues are missing, and by every later start."""
+    store = opened()
+    fill(store, 200)
+    (offset, _, _) = store.consume_entry("T", 0, 20)
+    store._save_now()
+    fill(store, 10)
+    before = everything(store)
+    opened.crash(store)
+    whole = log_path(opened).read_bytes()
+    patch(log_path(opened), offset - offset % 512, bytes(1024))
+    shutil.rmtree(opened.directory / "consumequeue")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged at byte"):
+            opened()
+    log_path(opened).write_bytes(whole)
+    store = opened()
+    assert opened.recovery.rebuilt
+    assert everything(store) == before
+
+
 def test_a_gap_after_an_orderly_stop_is_damage(opened):
     store = opened()
     fill(store, 200)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 import time
 
 import pytest
@@ -80,6 +81,30 @@ def settle(store):
         store.maintain()
         if store.retention._removing is not None:
             store.retention._removing.result()
+
+
+def test_two_that_remove_files_wait_for_each_other(store, clock, monkeypatch):
+    """The helper's thread is in the middle of it when the owner removes what is left."""
+    fill(store)
+    checkpoint(store)
+    clock.now += 100 * HOUR
+    removed, owners_turn, owner = [], threading.Event(), threading.current_thread()
+
+    def unlink(path):
+        if threading.current_thread() is owner:
+            owners_turn.set()
+        elif not removed:
+            owners_turn.wait(0.3)
+        removed.append(path)
+        os.unlink(path)
+
+    monkeypatch.setattr(store.files, "unlink", unlink)
+    store.retention.request()
+    store.maintain()
+    store.retention.finish()
+    assert len(removed) == len(set(removed)) > 1
+    assert names(store) == [f"{start:020d}" for start in starts(store)]
+    assert store.retention._removing is None
 
 
 def names(store):
