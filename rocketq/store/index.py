@@ -368,8 +368,12 @@ class Index:
     def cut(self, offset: int) -> None:
         """After an unclean stop: forget what belongs to records from `offset` on."""
         self._pending.clear()
-        while self.files and self.files[-1].begin_offset >= offset and self.files[-1].count > 1:
-            file = self.files.pop()
+        while self.files:
+            file = self.files[-1]
+            # one without entries lacks its header: it is newer than the checkpoint
+            if file.count > 1 and file.begin_offset < offset:
+                break
+            self.files.pop()
             file.close()
             self._files.unlink(file.path)
         if self.files:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from servers import wait_until
@@ -292,6 +293,23 @@ def test_rubbish_behind_the_end_is_never_mistaken_for_messages(opened):
     assert opened.recovery.cut_bytes == 3100
     assert everything(store) == before
     assert not any(log_path(opened).read_bytes()[end:])
+
+
+def test_an_index_file_without_its_header_does_not_hide_what_the_one_before_lost(opened):
+    """Both were written after the checkpoint: slots are on disk that name entries which are not, and no new header."""
+    settings = {"max_hash_slot_num": 2, "max_index_num": 12}
+    store = opened(**settings)
+    for n in range(5):
+        send(store, keys=f"k{n}")
+    store._save_now()
+    for n in range(5, 12):
+        send(store, keys=f"k{n}")
+    store.index.flush()
+    (first, second) = (file.path for file in store.index.files)
+    opened.crash(store)
+    patch(Path(second), 0, bytes(40))
+    patch(Path(first), 40 + 4 * 2 + 20 * 6, bytes(20 * 6))  # there is no entry 0
+    assert keys_found(opened(**settings), 12) == [1] * 12
 
 
 def test_removed_consume_queues_are_rebuilt(opened):
