@@ -126,8 +126,9 @@ class RocketQ:
         `mode`: `"pop"`: brokers lease single messages to whichever process asks, so one that joins, leaves or hangs
         holds up nobody (RocketMQ 5; not with `ordered`, `broadcast` or more than 16 retries). `"pull"`: each process
         has queues of its own. `"auto"`: pop, where the topic's brokers can and no member of the group pulls.
-        `lease`: with pop, seconds until what a process held comes again when it dies (default 30); leases are renewed
-        while a function works, however long that takes.
+        `lease`: with pop, seconds until what a process held comes again when nothing is heard of it any more (default
+        30; when it dies 5 s are enough for our brokers); leases are renewed while a function works, however long that
+        takes.
         `retry_delays`: seconds before the first, second, … further attempt, the last one for all others (default: the
         broker's 10 s, 30 s, 1 m … 2 h). With pull rounded up to the broker's delay levels; not for `ordered`.
 

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
@@ -118,6 +119,8 @@ class ClientInstance:
         if route_refresh <= 0 or heartbeat_interval <= 0:
             raise ConfigError("route_refresh and heartbeat_interval have to be more than 0 seconds")
         self.client_id = client_id or new_client_id()
+        #: Who holds what its POP consumers have; a later process may have the same client id.
+        self.holder = uuid.uuid4().hex
         self.rng = rng or random.Random()
         self.timeout = timeout
         self.routes = RouteTable()

@@ -1,7 +1,8 @@
 """What a POP consumer holds: leases that are prolonged while work goes on, and acknowledgements sent in bulk.
 
 A popped message is ours for the lease. While it waits or is worked on, its lease is renewed at half-time
-(CHANGE_MESSAGE_INVISIBLETIME, which gives a new receipt). What is done is acknowledged with what else is done at the
+(CHANGE_MESSAGE_INVISIBLETIME, which gives a new receipt), and at once when a connection to its broker has ended: that
+takes us for gone when we do not come back within the grace. What is done is acknowledged with what else is done at the
 moment, in one request a broker. What is not done is told when to come again, or simply comes when the lease ends.
 """
 
@@ -48,14 +49,18 @@ _HOPELESS = frozenset(
 
 
 class Held:
-    """A message that is ours until `expires` (seconds of the monotonic clock), or that was and is `lost`."""
+    """A message that is ours until `expires` (seconds of the monotonic clock), or that was and is `lost`.
 
-    __slots__ = ("expires", "lost", "message", "receipt", "renewing", "then")
+    `losses`: how often a connection to its broker had ended (`PopCalls.losses`) when we last asked for it.
+    """
 
-    def __init__(self, message: ReceivedMessage, receipt: Receipt, expires: float) -> None:
+    __slots__ = ("expires", "losses", "lost", "message", "receipt", "renewing", "then")
+
+    def __init__(self, message: ReceivedMessage, receipt: Receipt, expires: float, losses: int) -> None:
         self.message = message
         self.receipt = receipt
         self.expires = expires
+        self.losses = losses
         self.lost = False
         self.renewing = False
         #: What to do when the renewal that is under way has brought the receipt.
@@ -70,13 +75,14 @@ class Leases:
         self._group = calls.group
         self._lease = lease
         self._clock = clock
-        #: In the order in which the leases end.
         self._held: dict[Held, None] = {}
         self._done: dict[str, list[Held]] = {}
         self._under_way: set[asyncio.Future[Command]] = set()
         self._flush_timer: asyncio.TimerHandle | None = None
         #: Brokers that take acknowledgements only one by one.
         self._one_by_one: set[str] = set()
+        #: Brokers that a lease waits for, and attempts to reach them.
+        self._connecting: dict[str, asyncio.Task[None]] = {}
         self._troubles = Troubles()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -102,21 +108,23 @@ class Leases:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         if self._keeper is not None:
-            await cancel_all([self._keeper])
+            await cancel_all([self._keeper, *self._connecting.values()])
         return not self._done and not self._under_way
 
     async def _connect(self, broker: str) -> None:
         try:
-            await self._calls.instance.remoting.connect(self._calls.address(broker), TIMEOUT)
+            await self._calls.connect(broker, TIMEOUT)
         except RocketQError as error:
-            log.debug("group %s: broker %s takes no acknowledgements: %s", self._group, broker, error)
+            log.debug("group %s: broker %s hears nothing of what is held: %s", self._group, broker, error)
+        finally:
+            self._connecting.pop(broker, None)
 
     # taking and settling
 
-    def take(self, popped: Popped) -> list[Held]:
-        """The messages of a pop, just arrived."""
+    def take(self, popped: Popped, losses: int) -> list[Held]:
+        """The messages of a pop, just arrived. `losses`: `PopCalls.losses` when they were asked for."""
         expires = self._clock() + self._lease
-        fresh = [Held(m, r, expires) for m, r in zip(popped.messages, popped.receipts, strict=True)]
+        fresh = [Held(m, r, expires, losses) for m, r in zip(popped.messages, popped.receipts, strict=True)]
         self._held.update(dict.fromkeys(fresh))
         return fresh
 
@@ -141,7 +149,10 @@ class Leases:
             self._flush_soon(ACK_DELAY)
 
     def give_back(self, held: Held, delay: float) -> None:
-        """It is to come again in `delay` seconds. When the broker cannot be told, it comes when the lease ends."""
+        """It is to come again in `delay` seconds. When the broker cannot be told, it comes when the lease ends.
+
+        It is nobody's from now on: it comes no sooner when we are gone.
+        """
         if held.lost:
             return
         if held.renewing:
@@ -182,7 +193,7 @@ class Leases:
             self._send_acks(broker)
 
     def _send_acks(self, broker: str) -> None:
-        done = self._done.pop(broker)
+        done, holder = self._done.pop(broker), self._calls.holder
         if broker in self._one_by_one:
             alone = done
         else:
@@ -190,9 +201,9 @@ class Leases:
             together = [held for held in done if fits(held.receipt)] if alone else done
             if together:
                 receipts = [held.receipt for held in together]
-                self._send(broker, together, partial(batch_ack_request, broker, self._group, receipts))
+                self._send(broker, together, partial(batch_ack_request, broker, self._group, receipts, holder))
         for held in alone:
-            self._send(broker, [held], partial(ack_request, self._group, held.receipt))
+            self._send(broker, [held], partial(ack_request, self._group, held.receipt, holder))
 
     def _send(self, broker: str, done: list[Held], make: Callable[[], Request]) -> None:
         try:
@@ -251,31 +262,39 @@ class Leases:
             self._renew()
 
     def _renew(self) -> None:
-        """Renews the leases of which half has passed. What cannot be sent now is met again in a moment."""
+        """Renews the leases of which half has passed, and all of brokers that may take us for gone.
+
+        What cannot be sent now is met again in a moment.
+        """
         now = self._clock()
-        half = now + self._lease / 2
-        due = []
-        for held in self._held:
-            if held.expires > half:
-                break
-            due.append(held)
-        for held in due:
+        losses = {
+            broker: self._calls.losses(broker) for broker in {held.receipt.broker_name for held in self._held}
+        }
+        for held in list(self._held):
             if held.expires <= now:
                 self._lose(held, "the broker did not renew it in time")
             elif not held.renewing:
-                request = change_request(self._group, held.receipt, round(self._lease * 1000))
-                try:
-                    # listened to until the lease ends: the broker may have renewed it although it answers late, and
-                    # then takes no acknowledgement that names the old receipt
-                    future = self._calls.submit(held.receipt.broker_name, request, held.expires - now)
-                except RocketQError as error:
-                    log.debug("group %s: the lease of %s waits: %s", self._group, held.message, error)
-                    continue
-                held.renewing = True
-                self._under_way.add(future)
-                future.add_done_callback(partial(self._renewed, held, now))
+                lost = losses[held.receipt.broker_name]
+                if held.expires <= now + self._lease / 2 or held.losses != lost:
+                    self._ask_for(held, now, lost)
 
-    def _renewed(self, held: Held, asked_at: float, future: asyncio.Future[Command]) -> None:
+    def _ask_for(self, held: Held, now: float, losses: int) -> None:
+        broker = held.receipt.broker_name
+        request = change_request(self._group, held.receipt, round(self._lease * 1000), holder=self._calls.holder)
+        try:
+            # listened to until the lease ends: the broker may have renewed it although it answers late, and
+            # then takes no acknowledgement that names the old receipt
+            future = self._calls.submit(broker, request, held.expires - now)
+        except RocketQError as error:
+            log.debug("group %s: the lease of %s waits: %s", self._group, held.message, error)
+            if broker not in self._connecting:
+                self._connecting[broker] = asyncio.create_task(self._connect(broker))
+            return
+        held.renewing = True
+        self._under_way.add(future)
+        future.add_done_callback(partial(self._renewed, held, now, losses))
+
+    def _renewed(self, held: Held, asked_at: float, losses: int, future: asyncio.Future[Command]) -> None:
         self._under_way.discard(future)
         held.renewing = False
         try:
@@ -286,8 +305,7 @@ class Leases:
             log.debug("group %s: the lease of %s was not renewed: %s", self._group, held.message, error)
         else:
             held.expires = asked_at + self._lease
-            if self._held.pop(held, held) is None:  # to the end: it ends last
-                self._held[held] = None
+            held.losses = losses
         then, held.then = held.then, None
         if then is not None:
             then()

@@ -169,11 +169,15 @@ def read_change(answer: Command, receipt: Receipt, address: str) -> Receipt:
 
 
 class PopCalls:
-    """Requests of one group from an event loop. All raise RouteNotFound for a broker whose address is not known."""
+    """Requests of one group from an event loop. All raise RouteNotFound for a broker whose address is not known.
 
-    def __init__(self, instance: ClientInstance, group: str) -> None:
+    `holder`: who pops, if that is to be said.
+    """
+
+    def __init__(self, instance: ClientInstance, group: str, holder: Holder | None = None) -> None:
         self.instance = instance
         self.group = group
+        self.holder = holder
 
     def address(self, broker_name: str) -> str:
         """The master's address: only it keeps leases."""
@@ -181,6 +185,14 @@ class PopCalls:
         if address is None:
             raise RouteNotFound(f"no address of broker {broker_name} is known (group {self.group})")
         return address
+
+    def losses(self, broker_name: str) -> int:
+        """How often a connection to the broker has ended."""
+        return self.instance.losses[self.instance.routes.master(broker_name) or ""]
+
+    async def connect(self, broker_name: str, timeout: float) -> None:
+        """Raises ConnectFailed."""
+        await self.instance.remoting.connect(self.address(broker_name), timeout)
 
     async def begin(self, broker_name: str, request: Request, timeout: float) -> asyncio.Future[Command]:
         """Sends a request, connecting first where that is needed; the future gets the answer.

@@ -1,7 +1,8 @@
 """The POP consumer: brokers give out messages of any queue, and each is ours for a lease.
 
-No queue belongs to a member, so members come and go without a pause, and a slow message holds up nobody. What a member
-that died held comes again when its lease is over; what works for long is renewed meanwhile.
+No queue belongs to a member, so members come and go without a pause, and a slow message holds up nobody. What works for
+long is renewed meanwhile. What a member held that died comes again when the grace is over, as the broker sees then that
+all its connections are ended; without such an end, and on Apache's brokers, when the lease is over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rocketq.client.consuming import Handler, MessageHook, call_handler, consume
 from rocketq.client.instance import ClientInstance
 from rocketq.client.leases import Held, Leases
 from rocketq.client.membership import CLUSTERING, Membership, now_ms
-from rocketq.client.pop_calls import MOST_AT_ONCE, OLDEST, PopCalls, PopNotSupported, pop_request, read_pop
+from rocketq.client.pop_calls import MOST_AT_ONCE, OLDEST, Holder, PopCalls, PopNotSupported, pop_request, read_pop
 from rocketq.client.producer import AsyncProducer
 from rocketq.client.pulling import AFTER_ERROR, Statistics
 from rocketq.client.push import MAX_RECONSUME_TIMES
@@ -45,6 +46,8 @@ log = logging.getLogger("rocketq.client")
 POLL, LATE = 15.0, 5.0
 #: What is answered "nothing" sooner than this (seconds) was refused: the broker's clock is ahead of ours.
 TOO_SOON = POLL / 4
+#: Seconds to come back after a connection has ended: attempts to connect are up to 3 s apart.
+GRACE = 5.0
 #: Seconds between looks for brokers that are new.
 LOOK = 20.0
 #: A broker gives up after so many attempts, whatever the consumer allows.
@@ -58,7 +61,9 @@ class PopConsumer:
     `handler`, `from_where`, `concurrency`, `max_reconsume_times` (16 at most: brokers give up then), `consume_timeout`,
     `on_retried`, `on_dead_lettered`, `trace`, `instance` and further options are those of `PushConsumer`; the handler
     gets one message a call. A `RetryLater` may name any delay. `lease`: seconds until a message comes again when this
-    process dies; it is renewed while the message waits or is worked on.
+    process is not heard of any more; it is renewed while the message waits or is worked on. `grace`: seconds until it
+    comes again when the process has ended, or its connections; a living one connects anew within that time. Consumers
+    that share an instance should have the same.
 
     Raises InvalidMessage for an illegal group or topic, ConfigError for bad settings.
     """
@@ -75,6 +80,7 @@ class PopConsumer:
         concurrency: int = 20,
         max_reconsume_times: int | None = None,
         lease: float = 30.0,
+        grace: float = GRACE,
         consume_timeout: float = 900.0,
         on_retried: MessageHook | None = None,
         on_dead_lettered: MessageHook | None = None,
@@ -89,6 +95,8 @@ class PopConsumer:
             raise ConfigError(f"consumer group {group}: max_reconsume_times={limit} is not in 0..{MOST_ATTEMPTS}")
         if concurrency < 1 or lease < 1:
             raise ConfigError(f"consumer group {group}: concurrency and lease (seconds) have to be at least 1")
+        if grace < 0:
+            raise ConfigError(f"consumer group {group}: grace={grace} (seconds) must not be negative")
         self.group = group
         self.instance = instance or ClientInstance(namesrv or "", **options)
         self.membership = Membership(
@@ -109,7 +117,7 @@ class PopConsumer:
         self._consume_timeout = consume_timeout
         self._on_retried = on_retried
         self._on_dead_lettered = on_dead_lettered
-        self._calls = PopCalls(self.instance, group)
+        self._calls = PopCalls(self.instance, group, Holder(self.instance.holder, round(grace * 1000)))
         self._leases = Leases(self._calls, lease)
         self._send_back = SendBack(self.instance, group, limit)
         self._tracer: Tracer | None = None
@@ -285,8 +293,9 @@ class PopConsumer:
             expression=subscription.expression,
             expression_type=subscription.kind,
             init_mode=OLDEST,
+            holder=self._calls.holder,
         )
-        begun = time.monotonic()
+        begun, losses = time.monotonic(), self._calls.losses(broker)
         answer = await self._calls.begin(broker, request, POLL + LATE)
         try:
             await asyncio.wait([answer])  # whoever cancels us must not cancel it: messages may be on their way
@@ -303,7 +312,7 @@ class PopConsumer:
         statistics.pulls += 1
         statistics.pull_seconds += seconds
         statistics.pulled += len(popped.messages)
-        for held in self._leases.take(popped):
+        for held in self._leases.take(popped, losses):
             # brokers compare hashes of tags
             if subscription.tags is None or held.message.tag in subscription.tags:
                 self._ready.put_nowait(held)
@@ -319,7 +328,7 @@ class PopConsumer:
             popped = read_pop(answer.result(), self.group, topic, broker, broker)
         except RocketQError:
             return
-        for held in self._leases.take(popped):
+        for held in self._leases.take(popped, self._calls.losses(broker)):
             self._leases.give_back(held, 0)
 
     # handing them to the handler

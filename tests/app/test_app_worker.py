@@ -287,9 +287,11 @@ def test_unfinished_work_of_one_process_is_the_exit_code_of_all(app: RocketQ, ma
     assert worker.stop() == 3
 
 
-def test_what_a_killed_worker_had_in_flight_is_delivered_again(app: RocketQ, make_worker: MakeWorker) -> None:
+def test_what_a_killed_worker_had_in_flight_is_delivered_again_long_before_its_lease_ends(
+    app: RocketQ, make_worker: MakeWorker
+) -> None:
     source = """
-@app.consumer("killed", lease=2)
+@app.consumer("killed", lease=3600)
 def work(body: str):
     write(body)
     if body == "deadly" and len(open("out").readlines()) < 3: os.kill(os.getpid(), 9)

@@ -15,6 +15,10 @@ from broker_wire import Wire, running, with_broker
 from pop_kit import ack, ack_all, bodies, create, held, lease, pop, pop_ext, receipt_ext
 
 from rocketq.broker.server import Broker
+from rocketq.client import PopConsumer
+from rocketq.config import NamesrvConfig
+from rocketq.message import ReceivedMessage
+from rocketq.namesrv.server import NameServer
 from rocketq.remoting.command import Command
 from rocketq.remoting.receipts import batch_ack
 from rocketq.remoting.server import Connection
@@ -283,3 +287,50 @@ def test_a_renewal_whose_answer_was_lost_does_not_cost_the_lease(tmp_path: Path)
         await other.close()
 
     with_broker(tmp_path, test)
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["pops", "full"])
+def test_our_consumer_is_back_within_its_grace(tmp_path: Path, room: bool) -> None:
+    """Also where it holds as much as it may, so that it asks for nothing."""
+    done = asyncio.Event()
+    seen: list[bytes] = []
+
+    async def handle(messages: list[ReceivedMessage]) -> None:
+        seen.extend(message.body for message in messages)
+        await done.wait()
+
+    async def test() -> None:
+        names = NameServer(NamesrvConfig(listen_port=0, kv_config_path=str(tmp_path / "kv.json")))
+        await names.start()
+        address = f"127.0.0.1:{names.port}"
+        async with running(tmp_path / "store", namesrv_addr=address) as (broker, wire):
+            await create(wire, "T")
+            for number in range(2):
+                await wire.store("T", b"%d" % number)
+            consumer = PopConsumer(
+                *("G", address, handle), from_where="FIRST", lease=600, grace=SOON, concurrency=10 if room else 1
+            )
+            consumer.subscribe("T")
+            async with consumer:
+                await wire.until(lambda: len(consumer._leases) == 2 and seen, SOON, "it has both")
+                ((old, holder),) = broker.holders._connections.items()
+                before = {point.key for point in holder.points}
+                connection = consumer.instance.remoting.connected(f"127.0.0.1:{broker.port}")
+                assert connection is not None
+                connection.abort()  # as when nothing is answered any more
+                await wire.until(
+                    lambda: old not in broker.holders._connections, SOON / 2, "the broker has noticed"
+                )
+                await wire.until(lambda: holder.connections == 1, SOON / 2, "it is back")
+                assert not holder.leaving
+                await wire.until(
+                    lambda: {point.key for point in holder.points}.isdisjoint(before), SOON, "renewed"
+                )
+                assert await pop(wire, "T") == []
+                done.set()
+                await wire.until(lambda: not broker.revive_log.points, SOON, "both are acknowledged")
+            assert sorted(seen) == [b"0", b"1"]
+            assert broker.revive.revived == 0
+        await names.stop()
+
+    asyncio.run(test())

@@ -47,6 +47,11 @@ def test_a_broker_whose_clock_is_far_ahead_is_popped_all_the_same() -> None:
     hour, refused = 3_600_000, 0
 
     class Calls:
+        holder = None
+
+        def losses(self, broker: str) -> int:
+            return 0
+
         def address(self, broker: str) -> str:
             return "127.0.0.1:10911"
 
@@ -79,7 +84,10 @@ def test_a_renewal_that_is_answered_late_counts_and_the_acknowledgement_waits_fo
     asked: list[tuple[Any, float, asyncio.Future[Command]]] = []
 
     class Calls:
-        group = "G"
+        group, holder = "G", None
+
+        def losses(self, broker: str) -> int:
+            return 0
 
         def submit(self, broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
             asked.append((request, now + timeout, asyncio.get_running_loop().create_future()))
@@ -88,7 +96,7 @@ def test_a_renewal_that_is_answered_late_counts_and_the_acknowledgement_waits_fo
     async def main() -> None:
         nonlocal now
         leases = Leases(Calls(), 8.0, clock=lambda: now)  # type: ignore[arg-type]
-        (held,) = leases.take(Popped([object()], [receipt]))  # type: ignore[list-item]
+        (held,) = leases.take(Popped([object()], [receipt]), 0)  # type: ignore[list-item]
         now = 4.0
         leases._renew()
         ((_, deadline, renewal),) = asked
