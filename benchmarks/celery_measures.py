@@ -26,8 +26,9 @@ URLS = {
 }
 #: For the recovery: what says that a worker is gone. The others need nothing, they see the connection's end.
 PROMPT = {"redis": {"visibility_timeout": 2}}
-#: RabbitMQ says by default nothing of what was published, and may lose it; the others always do.
+#: RabbitMQ says by default nothing of what was published, and may lose it; rocketq does unless told otherwise.
 CONFIRMED = {"rabbitmq": {"confirm_publish": True}}
+UNCONFIRMED = {"rocketq": {"confirm_publish": False}}
 #: Rounds of what takes minutes.
 ONCE = 1
 Options = dict[str, dict[str, object]]
@@ -185,7 +186,7 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
 
     return [
         scenario("publish", "one process publishes, confirmed", publishing, against("tasks/s")),
-        scenario("blind", "the same, by RabbitMQ unconfirmed", publishing, against("tasks/s"), {}),
+        scenario("blind", "the same, unconfirmed", publishing, against("tasks/s"), UNCONFIRMED),
         scenario("drain-4", "two processes work a backlog off, prefetch 4", draining(4), against("tasks/s", 1.3)),
         scenario("drain-64", "the same, prefetch 64", draining(64), against("tasks/s", 1.3)),
         scenario(

@@ -101,13 +101,16 @@ class Options:
     after which another worker gets the tasks of one whose machine is gone. `grace`: seconds (0 to 3600, default 0)
     that a worker has to come back after its connections ended, before others get its tasks. `hold_eta`: whether
     brokers keep tasks with an eta until they are due (default) or workers do. `dead_letters`: whether tasks that
-    failed for good are kept in the dead letters of their queue (default). `tls`: how to connect.
+    failed for good are kept in the dead letters of their queue (default). `confirm_publish`: whether publishing waits
+    until the broker has the message (default), or only until it is sent, and nobody hears of what is refused or lost.
+    `tls`: how to connect.
     """
 
     lease: float = 30.0
     grace: float = 0.0
     hold_eta: bool = True
     dead_letters: bool = True
+    confirm_publish: bool = True
     tls: TlsConfig | None = None
 
     @classmethod
@@ -125,8 +128,8 @@ class Options:
                 ca=ca,
                 verify_server=bool(ca),
             )
-        hold_eta, dead_letters = (bool(options.get(name, True)) for name in ("hold_eta", "dead_letters"))
-        return cls(lease, grace, hold_eta, dead_letters, tls)
+        chosen = {name: bool(options.get(name, True)) for name in ("hold_eta", "dead_letters", "confirm_publish")}
+        return cls(lease, grace, tls=tls, **chosen)
 
 
 def _seconds(options: dict[str, Any], name: str, least: int, default: float) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from amqp.basic_message import Message as AmqpMessage
 
 from rocketq import properties as names
-from rocketq.errors import BrokerError
+from rocketq.errors import BrokerError, RemotingError
 from rocketq.message import Message, MessageQueue
 from rocketq.names import DLQ_PREFIX
 from rocketq.remoting.codes import ResponseCode
@@ -55,7 +55,7 @@ class Publishing(Queues):
         place = self.connection.registry.place(queue)
         if place is not None:
             to = MessageQueue(self._shared, place.broker, place.queue_id)
-            self.cluster.producer.send(Message(to.topic, dump(message), tag=escape(queue)), queue=to)
+            self._pass(Message(to.topic, dump(message), tag=escape(queue)), to)
             return
         topic = topic_of(self._host, queue)
         if not self.cluster.has_topic(topic):
@@ -84,7 +84,7 @@ class Publishing(Queues):
         """Send, to be held until a time. A broker that holds for less gets it in steps, see `Channel.arrived`."""
         send = self.cluster.producer.send
         if until is None:
-            send(message, key=message.sharding_key)
+            self._pass(message)
             return
         message.properties[names.TIMER_DELIVER_MS] = str(until)
         try:
@@ -96,6 +96,17 @@ class Publishing(Queues):
             step = int(time.time() * 1000) + int(found[1]) - _MARGIN
             message.properties[names.TIMER_DELIVER_MS] = str(min(until, step))
             send(message, key=message.sharding_key)
+
+    def _pass(self, message: Message, queue: MessageQueue | None = None) -> None:
+        """Send, and wait for the answer unless nobody wants it."""
+        producer, key = self.cluster.producer, message.sharding_key
+        if not self.connection.options.confirm_publish:
+            try:
+                producer.send_oneway(message, queue=queue, key=key)
+                return
+            except RemotingError as error:
+                log.info("topic %s: sent with confirmation, as a connection broke: %s", message.topic, error)
+        producer.send(message, queue=queue, key=key)
 
     def put_again(self, queue: str, payload: dict[str, Any], *, redelivered: bool) -> None:
         """Put what a consumer got at the end of its queue."""
