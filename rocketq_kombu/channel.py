@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rocketq.kombu")
 
+#: Seconds to wait for more room where there is little: it costs as much to ask for one message as for many.
+_GATHER = 0.002
 #: ms by which a task may come before it is due and still be handed out.
 _EARLY = 1000
 
@@ -50,7 +52,7 @@ class Channel(Publishing):
         self.lane = object()  # names the connections that this channel's consuming uses
         engine, cluster = connection.engine, connection.cluster
         self.keeper = Keeper(
-            engine, connection.options.lease, cluster.address_of, lambda lease: self.qos.dropped(lease)
+            engine, self.lane, connection.options.lease, cluster.address_of, lambda lease: self.qos.dropped(lease)
         )
         self._sources: dict[str, list[Source]] = {}
         #: queue -> consumer tag -> (no_ack, callback)
@@ -61,6 +63,8 @@ class Channel(Publishing):
         self._ready: deque[Arrived] = deque()
         self._numbers = itertools.count(1)
         self._filling = False
+        self._gathering = False
+        self._asked_at = 0.0
 
     @property
     def qos(self) -> Leases:
@@ -187,7 +191,8 @@ class Channel(Publishing):
             if not idle:
                 return
             count = self._room(len(sources))
-            if count > 0:
+            if count > 0 and not self._gathers(now):
+                self._asked_at = now
                 for source in idle:
                     source.ask(count)
         finally:
@@ -205,10 +210,28 @@ class Channel(Publishing):
         limit = self.qos.prefetch_count
         if not limit:
             return 0 if self._ready else MOST
-        free = limit - len(self.qos) - len(self._ready)
-        if free <= 0:
+        if self._free <= 0:
             return 0
-        return max(1, min(MOST, free // sources))
+        return max(1, min(MOST, self._free // sources))
+
+    def _gathers(self, now: float) -> bool:
+        """Whether to ask a little later: there is little room yet, more is about to come where tasks are short."""
+        limit = self.qos.prefetch_count
+        if not limit or 2 * self._free >= limit or now >= self._asked_at + _GATHER:
+            return False
+        if not self._gathering:
+            self._gathering = True
+            self.connection.engine.later(_GATHER, self._gathered)
+        return True
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        self.fill()
+
+    @property
+    def _free(self) -> int:
+        """Messages that may still come before the limit is reached."""
+        return self.qos.prefetch_count - len(self.qos) - len(self._ready)
 
     @property
     def leases(self) -> list[Lease]:

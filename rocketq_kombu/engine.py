@@ -42,15 +42,16 @@ from rocketq_kombu.link import Link
 #: Gets the answer, or why there is none.
 Done = Callable[[Command | RemotingError], None]
 
-#: What tells brokers that messages are ours, see `Holder`.
-_HOLDING = frozenset(
+#: What is said of messages that are ours.
+_SETTLING = frozenset(
     {
-        int(RequestCode.POP_MESSAGE),
         int(RequestCode.ACK_MESSAGE),
         int(RequestCode.BATCH_ACK_MESSAGE),
         int(RequestCode.CHANGE_MESSAGE_INVISIBLETIME),
     }
 )
+#: What tells brokers that messages are ours, see `Holder`.
+_HOLDING = _SETTLING | {int(RequestCode.POP_MESSAGE)}
 #: Seconds between looks at deadlines under a hub.
 _EXPIRE_EVERY = 1.0
 
@@ -146,6 +147,11 @@ class Engine:
             elif not self._flushing:  # what is sent in one round of the loop leaves together
                 self._flushing = True
                 self.soon(self.flush)
+
+    def is_open(self, address: str, lane: Hashable) -> bool:
+        """Whether a lane has a connection that requests can leave by at once."""
+        link = self._links.get((address, lane))
+        return link is not None and link.open
 
     def flush(self) -> None:
         """Write what is waiting to be written."""
@@ -436,15 +442,20 @@ class Engine:
             with self._lock:
                 self._fail(link, "it was given up")
 
-    def settle(self, lane: Hashable = None, grace: float = 1.0) -> bool:
-        """Wait for the answers to what was asked in a lane; False when not all came within `grace` seconds."""
+    def settle(self, grace: float = 1.0) -> bool:
+        """Wait for the answers to acknowledgements and renewals; False when not all came within `grace` seconds."""
         deadline = time.monotonic() + grace
-        while any(link.session.pending for link in list(self._links.values()) if link.lane == lane):
+        while self._is_settling():
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             self.turn(left)
         return True
+
+    def _is_settling(self) -> bool:
+        with self._lock:
+            pending = (one for link in self._links.values() for one in link.session.pending.values())
+            return any(one.code in _SETTLING for one in pending)
 
     def close(self) -> None:
         """Close everything; what was not answered ends with ConnectionLost."""

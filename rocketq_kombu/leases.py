@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +60,21 @@ class Lease:
 
 
 class Keeper:
-    """Acknowledges, gives back and renews leases. `lease`: seconds; `lost` is told of those that others have by now."""
+    """Acknowledges, gives back and renews leases.
+
+    `lease`: seconds; `lane`: where messages are asked for; `lost` is told of leases that others have by now.
+    """
 
     def __init__(
         self,
         engine: Engine,
+        lane: Hashable,
         lease: float,
         address_of: Callable[[str], str | None],
         lost: Callable[[Lease], None],
     ) -> None:
         self._engine = engine
+        self._lane = lane
         self.lease = lease
         self._address_of = address_of
         self._lost = lost
@@ -116,8 +121,8 @@ class Keeper:
             elif answer.code != ResponseCode.SUCCESS:
                 log.warning("%s was not acknowledged: %s", ", ".join(map(str, leases)), answer.remark)
 
-        try:
-            self._send(leases[0], request, done)
+        try:  # where messages are asked for, so that both leave and are answered together
+            self._send(leases[0], request, done, self._lane)
         except ConnectFailed as error:
             self._again(leases, error)
 
@@ -191,8 +196,16 @@ class Keeper:
     def _address(self, lease: Lease) -> str:
         return self._address_of(lease.receipt.broker_name) or lease.address
 
-    def _send(self, lease: Lease, request: Request, done: Callable[[Command | RemotingError], None]) -> None:
-        self._engine.send(self._address(lease), *request, timeout=_TIMEOUT, done=done, wait=True)
+    def _send(
+        self,
+        lease: Lease,
+        request: Request,
+        done: Callable[[Command | RemotingError], None],
+        lane: Hashable = None,
+    ) -> None:
+        address = self._address(lease)
+        lane = lane if self._engine.is_open(address, lane) else None
+        self._engine.send(address, *request, timeout=_TIMEOUT, done=done, lane=lane, wait=True)
 
 
 class Leases:
