@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -243,6 +244,8 @@ async def _serve(name: str, parts: Sequence[Part], supervised: bool, as_json: bo
             line = msgspec.json.encode({"ready": name, **said, "pid": os.getpid()}).decode()
         else:
             line = f"rocketq {name} ready {words}"
+        gc.collect()
+        gc.freeze()  # what is there by now stays: looking through it again would stop everybody for 10 ms and more
         print(line, flush=True)  # noqa: T201
         await stopped.wait()
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rocketq.kombu")
 
-#: Seconds to wait for more room where there is little: it costs as much to ask for one message as for many.
+#: Seconds for which acknowledgements and a little room are gathered: one request costs about as much as one for many.
 _GATHER = 0.002
 #: ms by which a task may come before it is due and still be handed out.
 _EARLY = 1000
@@ -52,7 +52,12 @@ class Channel(Publishing):
         self.lane = object()  # names the connections that this channel's consuming uses
         engine, cluster = connection.engine, connection.cluster
         self.keeper = Keeper(
-            engine, self.lane, connection.options.lease, cluster.address_of, lambda lease: self.qos.dropped(lease)
+            engine,
+            self.lane,
+            connection.options.lease,
+            cluster.address_of,
+            waits=lambda: connection.notify(self),
+            lost=lambda lease: self.qos.dropped(lease),
         )
         self._sources: dict[str, list[Source]] = {}
         #: queue -> consumer tag -> (no_ack, callback)
@@ -64,7 +69,7 @@ class Channel(Publishing):
         self._numbers = itertools.count(1)
         self._filling = False
         self._gathering = False
-        self._asked_at = 0.0
+        self._sent_at = 0.0
 
     @property
     def qos(self) -> Leases:
@@ -180,21 +185,21 @@ class Channel(Publishing):
             self._cursors[arrived.queue] = min(arrived.offset, self._cursors.get(arrived.queue, arrived.offset))
 
     def fill(self) -> None:
-        """Ask for as much as may be delivered."""
-        if self.closed or self._filling or not self._sources:
+        """Send the acknowledgements that wait, and ask for as much as may be delivered."""
+        if self.closed or self._filling:
             return
         self._filling = True
         try:
             now = time.monotonic()
             sources = [one for queue in self._sources.values() for one in queue]
             idle = [one for one in sources if not one.busy and one.not_before <= now]
-            if not idle:
+            count = self._room(len(sources)) if idle else 0
+            if not (count or self.keeper.waiting) or self._gathers(now, count):
                 return
-            count = self._room(len(sources))
-            if count > 0 and not self._gathers(now):
-                self._asked_at = now
-                for source in idle:
-                    source.ask(count)
+            self._sent_at = now
+            self.keeper.flush()
+            for source in idle if count else ():
+                source.ask(count)
         finally:
             self._filling = False
 
@@ -214,10 +219,9 @@ class Channel(Publishing):
             return 0
         return max(1, min(MOST, self._free // sources))
 
-    def _gathers(self, now: float) -> bool:
-        """Whether to ask a little later: there is little room yet, more is about to come where tasks are short."""
-        limit = self.qos.prefetch_count
-        if not limit or 2 * self._free >= limit or now >= self._asked_at + _GATHER:
+    def _gathers(self, now: float, count: int) -> bool:
+        """Whether to send a little later: there is not much yet, and more is about to come where tasks are short."""
+        if now >= self._sent_at + _GATHER or (count and 2 * self._free >= self.qos.prefetch_count):
             return False
         if not self._gathering:
             self._gathering = True

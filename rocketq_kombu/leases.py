@@ -3,7 +3,7 @@
 A popped message is this process's for the lease. While it is worked on, the lease is renewed
 (CHANGE_MESSAGE_INVISIBLETIME gives a new receipt); when the process dies, the broker hands the message to somebody
 else: at once where our connections end with us, otherwise when the lease ends. Acknowledgements may come from any
-thread; under an event loop those of one round leave in one request.
+thread; under an event loop those of some rounds leave in one request, with the one for more messages.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Lease:
 class Keeper:
     """Acknowledges, gives back and renews leases.
 
-    `lease`: seconds; `lane`: where messages are asked for; `lost` is told of leases that others have by now.
+    `lease`: seconds; `lane`: where messages are asked for; `waits` is told that there is something to
+    :meth:`flush`, under an event loop; `lost` of leases that others have by now.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Keeper:
         lane: Hashable,
         lease: float,
         address_of: Callable[[str], str | None],
+        waits: Callable[[], None],
         lost: Callable[[Lease], None],
     ) -> None:
         self._engine = engine
         self._lane = lane
         self.lease = lease
         self._address_of = address_of
+        self._waits = waits
         self._lost = lost
         self._lock = threading.Lock()  # of `busy`, `settled` and `_done`
         self._done: list[Lease] = []  # to be acknowledged
@@ -98,7 +101,12 @@ class Keeper:
         if not self._engine.attached:
             self.flush()
         elif first:
-            self._engine.soon(self.flush)
+            self._waits()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are acknowledgements to send."""
+        return bool(self._done)
 
     def flush(self) -> None:
         """Send the acknowledgements that are waiting."""
