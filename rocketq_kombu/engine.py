@@ -148,10 +148,10 @@ class Engine:
                 self._flushing = True
                 self.soon(self.flush)
 
-    def is_open(self, address: str, lane: Hashable) -> bool:
-        """Whether a lane has a connection that requests can leave by at once."""
+    def answers(self, address: str, lane: Hashable) -> bool:
+        """Whether a lane has a connection, and nothing says that nothing comes through it."""
         link = self._links.get((address, lane))
-        return link is not None and link.open
+        return link is not None and link.open and not link.silent
 
     def flush(self) -> None:
         """Write what is waiting to be written."""
@@ -235,6 +235,7 @@ class Engine:
                 if not data:
                     self._lose(link, "the server closed it")
                     return
+                link.silent = False
                 events = link.session.receive(data)
                 if link.session.error is not None:
                     self._lose(link, str(link.session.error), aside=True)
@@ -290,7 +291,10 @@ class Engine:
             self._posted.popleft()()
 
     def _expire(self) -> None:
-        """End requests whose time is up, and their connections: it may be that nothing comes through any more."""
+        """End requests whose time is up, and their connections: it may be that nothing comes through any more.
+
+        One by which messages may still come is kept as long as they may: nobody else would get them within the lease.
+        """
         now = time.monotonic()
         with self._lock:
             for link in list(self._links.values()):
@@ -298,7 +302,11 @@ class Engine:
                 for pending in late:
                     text = f"{link.address} did not answer within {pending.timeout:g} s"
                     self._post(partial(pending.context, RequestTimeout(text)))
-                if late:
+                if late and any(
+                    pending.code == RequestCode.POP_MESSAGE for pending in link.session.pending.values()
+                ):
+                    link.silent = True
+                elif late:
                     self._lose(link, "it does not answer", aside=True)
                 elif not link.open and now > link.until:
                     self._fail(link, "timed out")

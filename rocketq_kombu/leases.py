@@ -212,7 +212,7 @@ class Keeper:
         lane: Hashable = None,
     ) -> None:
         address = self._address(lease)
-        lane = lane if self._engine.is_open(address, lane) else None
+        lane = lane if self._engine.answers(address, lane) else None
         self._engine.send(address, *request, timeout=_TIMEOUT, done=done, lane=lane, wait=True)
 
 

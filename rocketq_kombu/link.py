@@ -25,7 +25,7 @@ class Link:
 
     `out`: what is still to be written; `until`: when it has to be open at last, monotonic seconds; `watched`: the
     events that an event loop was asked for. `holds`: messages may be ours as long as it is open; `known`: the broker
-    has said so.
+    has said so. `silent`: something was not answered in time.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Link:
         "open",
         "out",
         "session",
+        "silent",
         "sock",
         "until",
         "watched",
@@ -67,7 +68,7 @@ class Link:
         self.until = time.monotonic() + timeout
         self.watched = 0
         self.open = False
-        self.holds = self.known = False
+        self.holds = self.known = self.silent = False
         self._connected = False
         self._shaking = select.POLLOUT  # what the handshake waits for
         self._tls = (tls, host) if tls is not None else None
