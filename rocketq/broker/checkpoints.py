@@ -39,20 +39,16 @@ class Holder:
         self.points: set[CheckPoint] = set()
         self.batches: dict[tuple[str, str, int], int] = {}
 
-    def of(self, key: Key) -> list[CheckPoint]:
-        """What it holds of the queue that `key` names."""
-        return [point for point in self.points if point.key[:3] == key[:3]]
-
 
 class CheckPoint:
     """Messages at `offsets` of a queue, leased until `due` (ms). `settled` has bit i for the i-th of them.
 
     `position` is where the log of check points has it. `given_back`: what is left when the lease ends was not worked
     on, so that is no failed attempt. Only memory knows of it, after a restart it counts as one. `holder`: who has
-    them, if it said so.
+    them, if it said so. `was`: of a lease that was renewed, what the renewal named.
     """
 
-    __slots__ = ("due", "given_back", "holder", "invisible_time", "key", "offsets", "position", "settled")
+    __slots__ = ("due", "given_back", "holder", "invisible_time", "key", "offsets", "position", "settled", "was")
 
     def __init__(self, key: Key, offsets: Sequence[int], invisible_time: int, settled: int = 0) -> None:
         self.key = key
@@ -63,6 +59,7 @@ class CheckPoint:
         self.position = 0
         self.given_back = False
         self.holder: Holder | None = None
+        self.was: Key | None = None
 
     @property
     def done(self) -> bool:
@@ -100,6 +97,8 @@ class CheckPoints:
     def __init__(self) -> None:
         self._table: dict[Key, CheckPoint] = {}
         self._heap: list[tuple[int, Key]] = []
+        #: what the renewal named -> offset -> the lease since
+        self._renewed: dict[Key, dict[int, CheckPoint]] = {}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -112,6 +111,10 @@ class CheckPoints:
 
     def get(self, key: Key) -> CheckPoint | None:
         return self._table.get(key)
+
+    def renewed(self, key: Key) -> list[CheckPoint]:
+        """The leases that messages of this check point have since they were renewed."""
+        return list(self._renewed.get(key, {}).values())
 
     def add(self, point: CheckPoint) -> None:
         """A new one, or one that takes the place of the one with the same key."""
@@ -126,12 +129,20 @@ class CheckPoints:
             heapq.heapify(self._heap)
         if point.holder is not None:
             point.holder.points.add(point)
+        if point.was is not None:
+            self._renewed.setdefault(point.was, {})[point.offsets[0]] = point
 
     def remove(self, point: CheckPoint) -> None:
         """As if it had never been."""
         point = self._table.pop(point.key, point)
         if point.holder is not None:
             point.holder.points.discard(point)
+        if point.was is not None:
+            since = self._renewed.get(point.was, {})
+            if since.get(point.offsets[0]) is point:  # it may be renewed once more
+                del since[point.offsets[0]]
+                if not since:
+                    del self._renewed[point.was]
 
     def settle(self, point: CheckPoint, bits: int) -> None:
         """These messages of it are acknowledged, or leased anew."""

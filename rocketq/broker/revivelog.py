@@ -184,7 +184,7 @@ class ReviveLog:
             if oldest.position >= limit and self._store.store_time(self.topic, QUEUE, oldest.position) > long_ago:
                 break
             moved.append((oldest, oldest.position))
-            self.popped(oldest)
+            self.popped(oldest, oldest.was)
             self.points.add(oldest)
         for key in [key for key, at in self._ordered_at.items() if at < limit][:_READ]:
             if self._store.max_offset(key[0], key[2]) == 0 or self.orders[key].pop_time < long_ago - 23 * _LONG:
@@ -263,11 +263,12 @@ class ReviveLog:
             point.position = record.queue_offset
             if record.queue_offset >= self._offsets.revive_end:
                 self._advance(ck.t, ck.c, ck.q, offsets[-1] + 1)
-        if not point.done:
-            self.points.add(point)
         if ck.was is not msgspec.UNSET:  # a crash may have taken the record behind, which settles it
             start, pop_time = ck.was
+            point.was = key._replace(start_offset=start, pop_time=pop_time)
             self._take_ack(Ack(start, pop_time, ck.q, ck.t, ck.c, aol=offsets))
+        if not point.done:
+            self.points.add(point)
 
     def _take_ack(self, ack: Ack) -> None:
         point = self.points.get(Key(ack.t, ack.c, ack.q, ack.so, ack.pt))

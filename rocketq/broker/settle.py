@@ -3,7 +3,7 @@
 Another lease is a new check point of that one message, after which the old one counts as settled. A receipt whose
 lease is over settles nothing: its message is somebody else's by now. As in Apache's broker such an acknowledgement is
 answered with success; a lease cannot be prolonged then (code 208), where Apache's broker hands the message out twice.
-A consumer that names itself has its message by an older receipt as well: the answer to a renewal may have been lost.
+A consumer that names itself has its message by the receipt before as well: the answer to a renewal may have been lost.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Settle:
             holder = self._holders.named(connection, header.holder, header.holder_grace)
             if receipt.revive_queue == ORDERLY_QUEUE:
                 self._done_in_order(key, [header.offset], undo)
-            elif (point := self._point(key, header.offset, holder)) is not None:
+            elif (point := self._point(key, header.offset, holder is not None)) is not None:
                 self._done(point, point.bits([header.offset]), undo)
         except Refused as refused:
             return encode_response(request, refused.code, refused.remark)
@@ -143,12 +143,9 @@ class Settle:
                     left = info.left() if info is not None else []
                     told = [offset for offset in left if offset >= ack.so and mask >> (offset - ack.so) & 1]
                     self._done_in_order(key, told, undo)
-                elif (point := self._log.points.get(key)) is not None:
-                    self._done(point, point.masked(ack.so, mask), undo)
-                elif holder is not None:
-                    for held in holder.of(key):
-                        told = [at for at in held.open_offsets if at >= ack.so and mask >> (at - ack.so) & 1]
-                        self._done(held, held.bits(told), undo)
+                else:
+                    for point in self._points(key, holder is not None):
+                        self._done(point, point.masked(ack.so, mask), undo)
         except StoreFull as error:
             _take_back(undo)
             return encode_response(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
@@ -214,10 +211,10 @@ class Settle:
         undo: list[Callable[[], None]],
     ) -> ChangeInvisibleTimeResponse:
         points = self._log.points
-        old = self._point(key, header.offset, holder)
+        old = self._point(key, header.offset, holder is not None)
         if old is None:
             raise self._over(header)
-        key, bits = old.key, old.bits([header.offset])
+        asked, key, bits = key, old.key, old.bits([header.offset])
         # later than the old one in any case: its receipt must not settle the new one
         now = max(self._clock_ms(), key.pop_time + 1)
         while (renewed := key._replace(start_offset=header.offset, pop_time=now)) in points:
@@ -225,6 +222,7 @@ class Settle:
         point = CheckPoint(renewed, range(header.offset, header.offset + 1), header.invisible_time)
         point.given_back = bool(header.give_back)
         point.holder = holder
+        point.was = asked
         self._log.popped(point, instead_of=key)
         points.add(point)
         undo.append(lambda: points.remove(point))
@@ -287,13 +285,15 @@ class Settle:
         topic, queue_id = header.topic, header.queue_id
         return self._store.min_offset(topic, queue_id), self._store.max_offset(topic, queue_id)
 
-    def _point(self, key: Key, offset: int, holder: Holder | None) -> CheckPoint | None:
-        """The check point of which this is an open message, or that the holder has of it since."""
+    def _points(self, key: Key, since: bool) -> list[CheckPoint]:
+        """The check point, and with `since` the leases that its messages have since they were renewed."""
         point = self._log.points.get(key)
-        if point is not None and point.bits([offset]):
-            return point
-        others = holder.of(key) if holder is not None else []
-        return next((each for each in others if each.bits([offset])), None)
+        renewed = self._log.points.renewed(key) if since else []
+        return renewed if point is None else [point, *renewed]
+
+    def _point(self, key: Key, offset: int, since: bool) -> CheckPoint | None:
+        """The one of them of which this is an open message."""
+        return next((point for point in self._points(key, since) if point.bits([offset])), None)
 
     def _order(self, key: Key) -> OrderInfo | None:
         """The batch of an orderly pop, unless another one was given out since."""

@@ -270,6 +270,14 @@ def test_a_renewal_whose_answer_was_lost_does_not_cost_the_lease(tmp_path: Path)
         assert isinstance(await lease(wire, got[0].receipt, LEASE), Command)  # somebody without a name
         await ack_all(wire, got)
         assert len(broker.revive_log.points) == 4
+        await wire.store("T", b"not renewed")
+        await wire.store("T", b"renewed")
+        both = await take(wire, "T", "consumer")
+        assert (await wire.call(200053, receipt_ext(both[1].receipt, **name))).code == 0
+        assert len(broker.revive_log.points) == 6
+        acks = batch_ack("broker-a", "G", [each.receipt for each in both])
+        assert (await wire.call(200151, {"holder": "consumer"}, acks)).code == 0
+        assert len(broker.revive_log.points) == 4
         assert (await wire.call(200051, receipt_ext(got[0].receipt, holder="consumer"))).code == 0
         assert len(broker.revive_log.points) == 3
         acks = batch_ack("broker-a", "G", [each.receipt for each in got[:3]])

@@ -18,7 +18,8 @@ from rocketq.broker.checkpoints import CheckPoint, CheckPoints, Key
 from rocketq.broker.server import Broker
 from rocketq.message import decode_messages
 from rocketq.remoting.command import Command
-from rocketq.remoting.receipts import Receipt
+from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse
+from rocketq.remoting.receipts import Receipt, batch_ack
 
 
 async def stored(wire: Wire, topic: str, count: int, **more: Any) -> list[bytes]:
@@ -464,6 +465,31 @@ def test_a_crash_in_the_middle_of_a_revival_leaves_one_copy(
     kit.advance(100_000)
     (stored,) = kit.store.read(again, 0, 0, 32).buffers
     assert [message.body for message in decode_messages(stored)] == [b"a", b"b"]
+    kit.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_renewal_whose_answer_was_lost_can_be_asked_for_once_more(tmp_path: Path, killed: bool) -> None:
+    """And the message be acknowledged by the receipt before: whatever it was that took the answer."""
+    kit = PopKit(tmp_path)
+    kit.send("T", 0, b"x")
+    kit.send("T", 0, b"y")
+    kit.topics.adopt(kit.store.queues())
+    first, second = (held.receipt for held in kit.pop("T"))
+    name = {"holder": "consumer"}
+    for receipt in (first, second):
+        assert kit.call(200053, receipt_ext(receipt, invisibleTime=90_000, **name)).code == 0
+    if killed:
+        kit.kill()
+    assert kit.call(200053, receipt_ext(first, invisibleTime=90_000)).code == 208
+    answer = kit.call(200053, receipt_ext(first, invisibleTime=90_000, **name))
+    assert len(kit.log.points) == 2
+    assert kit.call(200151, name, batch_ack("broker-a", "G", [second])).code == 0
+    assert len(kit.log.points) == 1
+    renewed = first.renewed(answer.header(ChangeInvisibleTimeResponse))
+    assert kit.call(200051, receipt_ext(renewed)).code == 0
+    assert len(kit.log.points) == 0
+    assert kit.call(200053, receipt_ext(first, invisibleTime=90_000, **name)).code == 208
     kit.close()
 
 

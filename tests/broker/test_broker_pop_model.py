@@ -115,11 +115,17 @@ class Pops(RuleBasedStateMachine):
             message.acked, message.until = True, 0
 
     @precondition(lambda self: self.out)
-    @rule(data=st.data(), lease=st.integers(1, 5000))
-    def change_lease(self, data: st.DataObject, lease: int) -> None:
+    @rule(data=st.data(), lease=st.integers(1, 5000), lost=st.booleans(), killed=st.booleans())
+    def change_lease(self, data: st.DataObject, lease: int, lost: bool, killed: bool) -> None:
         message = data.draw(st.sampled_from(self.out))
         assert message.receipt is not None
-        answer = self.kit.call(200053, receipt_ext(message.receipt, invisibleTime=lease))
+        more = {}
+        if lost:  # the answer to a first one
+            more = {"holder": "consumer"}
+            assert self.kit.call(200053, receipt_ext(message.receipt, invisibleTime=lease, **more)).code == 0
+            if killed:
+                self.kill()
+        answer = self.kit.call(200053, receipt_ext(message.receipt, invisibleTime=lease, **more))
         assert answer.code == 0, answer.remark
         message.old.append(message.receipt)
         message.receipt = message.receipt.renewed(answer.header(ChangeInvisibleTimeResponse))
