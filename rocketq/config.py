@@ -498,6 +498,18 @@ class BrokerConfig(Config):
     sync_flush_timeout: int = _option(
         5000, "With SYNC_FLUSH: how long a producer waits for the disk at most.", unit="ms", low=1
     )
+    send_thread_pool_queue_capacity: int = _option(
+        10_000,
+        "So many sends may wait for the disk or for slaves; while there are more, sends are answered SYSTEM_BUSY.",
+        low=1,
+    )
+    os_page_cache_busy_time_out_mills: int = _option(
+        1000,
+        "After a write to the CommitLog that took the system longer than this, sends are answered SYSTEM_BUSY until "
+        "all that is written is on disk.",
+        unit="ms",
+        low=1,
+    )
     flush_interval_commit_log: int = _option(500, "How often the CommitLog is forced to disk.", unit="ms", low=1)
     message_index_enable: bool = _option(True, "Keep the index that finds messages by key and id.")
     max_hash_slot_num: int = _option(5_000_000, "Hash slots of an index file.", low=1)

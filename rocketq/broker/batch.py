@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rocketq.broker")
 
-#: Producers are slowed down when more answers than this wait for the disk …
-MAX_WAITING = 10_000
-#: … or more bytes than this are written and not yet forced to it.
+#: Sends are refused when more bytes than this are written and not yet forced to disk …
 MAX_UNFLUSHED = 512 * 1024 * 1024
+#: … or, with SYNC_FLUSH, more messages: also those that nobody waits for, or waits for any more.
+MAX_UNSEEN = 100_000
+
+#: What producers are told then, and when more than `sendThreadPoolQueueCapacity` of them wait.
+DISK_BUSY = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
+QUEUE_FULL = "[OVERLOAD]system busy, start flow control for a while"
 
 #: (opaque, serialize type, transaction id, queue id, appended, all appended of a request with several messages,
 #: recall handle):
@@ -77,7 +81,7 @@ def full_remark(error: StoreFull) -> str:
 class Batch:
     """What was appended since the last write, and who waits for it.
 
-    `busy` asks for flow control: the disk does not keep up.
+    `busy` asks for flow control: what producers are told while the disk does not keep up, else nothing.
     """
 
     def __init__(self, config: BrokerConfig, store: MessageStore, statistics: Statistics) -> None:
@@ -100,7 +104,9 @@ class Batch:
         #: those that wait for slaves as well
         self._waiting_for_slaves: deque[_Waiting] = deque()
         self._waiting_answers = 0
-        self.busy = False
+        self.busy = ""
+        #: what has to be on disk before anything is taken again, because the system was slow to take it
+        self._catch_up = 0
         self.store_host = b""
         self._host_hex = ""
         self.config_changed()
@@ -231,11 +237,15 @@ class Batch:
         written = store.written_offset
         statistics.put_count += count
         statistics.put_bytes += written - before
-        if not self._sync and written - store.durable_offset > MAX_UNFLUSHED:
-            self.busy = True
+        if elapsed * 1000 > self._config.os_page_cache_busy_time_out_mills:
+            self._catch_up = written
+            log.warning(
+                "the disk is slow: a write to the CommitLog took %.1f s, sends are refused meanwhile", elapsed
+            )
         if not self._waits:
             if pending:
                 self._answer(connection, pending)
+            self._judge()
             return
         if unwaited:
             self._unwaited = []
@@ -244,6 +254,7 @@ class Batch:
             self._wait(written, connection, pending, self._copies)
         if for_disk:
             self._wait(written, connection, for_disk, 1)
+        self._judge()
         if not count:  # what they wait for may be there already
             self.replicated()
 
@@ -259,8 +270,6 @@ class Batch:
         waiting = self._waiting_for_slaves if copies > 1 else self._waiting
         waiting.append(_Waiting(end, time.monotonic() + timeout / 1000, connection, pending, code))
         self._waiting_answers += len(pending)
-        if self._waiting_answers > MAX_WAITING:
-            self.busy = True
 
     def _durable(self) -> None:
         """The disk has got further: let everything become visible that is on it, and answer who waited."""
@@ -299,8 +308,23 @@ class Batch:
                     code = ResponseCode.FLUSH_SLAVE_TIMEOUT
                 if not late.connection.closed:
                     self._answer(late.connection, late.pending, code)
-        unflushed = self._store.written_offset - self._store.durable_offset
-        self.busy = self._waiting_answers > MAX_WAITING or unflushed > MAX_UNFLUSHED
+        self._judge()
+
+    def _judge(self) -> None:
+        """Decide whether sends are refused: what is written and not on disk takes memory, here and in the system."""
+        store = self._store
+        durable = store.durable_offset
+        if self._waiting_answers > self._config.send_thread_pool_queue_capacity:
+            self.busy = QUEUE_FULL
+        elif (
+            store.written_offset - durable > MAX_UNFLUSHED
+            or durable < self._catch_up
+            or store.undispatched > MAX_UNSEEN
+            or store.starved
+        ):
+            self.busy = DISK_BUSY
+        else:
+            self.busy = ""
 
     def _fail(self, connection: Connection, pending: list[Pending], error: StoreError) -> None:
         log.error("a batch of %d messages was not stored: %s", len(pending), error)

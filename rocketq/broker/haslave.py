@@ -26,6 +26,8 @@ log = logging.getLogger("rocketq.broker")
 _CONNECT = 3.0
 _AGAIN, _AFTER_ERROR = 1.0, 5.0
 _READ = 256 << 10
+#: Seconds between two looks whether the disk has made the next file.
+_BREATH = 0.05
 
 
 class HaSlave:
@@ -115,6 +117,10 @@ class HaSlave:
             heard = time.monotonic()
             while True:
                 data = b""
+                if store.starved:  # others would wait for the disk with us
+                    await asyncio.sleep(_BREATH)
+                    heard = time.monotonic()
+                    continue
                 with contextlib.suppress(asyncio.TimeoutError):
                     data = await wait_result(reader.read(_READ), heartbeat)
                     if not data:

@@ -38,7 +38,6 @@ from rocketq.remoting.command import Command, Header, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
 from rocketq.store.store import MessageStore
 
-BUSY = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 #: Clients older than V3_4_9 fill `maxReconsumeTimes` with nonsense.
 VERSION_MAX_RECONSUME_TIMES = 121
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -224,7 +223,7 @@ class Sender:
         deliver_time = None
         recall_handle = ""
         try:
-            if self._batch.busy:
+            if self._batch.busy and self._store.writable:
                 raise self._flow_control()
             limit = self._open.get(topic)
             if limit is None:
@@ -299,7 +298,7 @@ class Sender:
 
     def accept(self, connection: Connection, header: SendHeader | SendHeaderV2, body: bytes) -> int:
         """The queue for a message that somebody else stores. Raises Refused as for a send."""
-        if self._batch.busy:
+        if self._batch.busy and self._store.writable:
             raise self._flow_control()
         limit = self._open.get(header.topic)
         if limit is None:
@@ -503,7 +502,7 @@ class Sender:
 
     def _flow_control(self) -> Refused:
         self._statistics.flow_controlled += 1
-        return Refused(ResponseCode.SYSTEM_BUSY, BUSY)
+        return Refused(ResponseCode.SYSTEM_BUSY, self._batch.busy)
 
     def _refusal(self, request: Command, code: ResponseCode, remark: str) -> bytes:
         return encode_response(request, code, remark, self._batch.ext)
@@ -514,7 +513,7 @@ class Sender:
         header = request.header(SendHeaderV2)
         topic = header.topic
         try:
-            if self._batch.busy:
+            if self._batch.busy and self._store.writable:
                 raise self._flow_control()
             limit = self._open.get(topic)
             if limit is None:

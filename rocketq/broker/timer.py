@@ -575,7 +575,7 @@ class Timer:
         if now >= self._next_clean:
             self._next_clean = now + _CLEAN_EVERY
             try:
-                files.log.remove_before(store.min_physical_offset)
+                await asyncio.to_thread(files.remove, files.log.forget_before(store.min_physical_offset))
             except OSError as error:
                 log.error("old files of %s cannot be removed: %s", files.log.directory, error)
 

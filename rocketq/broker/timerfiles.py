@@ -42,6 +42,7 @@ class TimerFiles:
         #: … once the CommitLog is on disk up to here
         self.durable = 0
         self._syncing: list[int] = []
+        self._sync_names = False
         self._counts: dict[str, Any] = {}
 
     def open(self, now: int) -> TimerCheck | None:
@@ -134,6 +135,7 @@ class TimerFiles:
         self.durable = written
         self._counts = counts
         self._syncing += self.log.take_unsynced()
+        self._sync_names |= self.log.take_renamed()
         self.wheel.begin_save()
 
     def save(self) -> None:
@@ -142,6 +144,8 @@ class TimerFiles:
         files, path = self._files, str(self.check_path)
         for fd in self._syncing:
             files.fdatasync(fd)
+        if self._sync_names:
+            files.fsync_dir(self.log.directory)
         self.wheel.save()
         make_durable_dirs(files, str(self.check_path.parent))
         fd = files.open(path, create=True)
@@ -157,7 +161,13 @@ class TimerFiles:
         assert self.captured is not None
         self.check, self.captured = self.captured, None
         self._syncing = []
+        self._sync_names = False
         self.wheel.end_save()
+
+    def remove(self, paths: list[str]) -> None:
+        """Remove files that the timer log has forgotten. May run on a thread of its own."""
+        for path in paths:
+            self._files.unlink(path)
 
 
 def _record(store: MessageStore, physical: int) -> Record | None:

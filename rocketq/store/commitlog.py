@@ -161,6 +161,11 @@ class CommitLog:
             if self._prepared is None or self._prepared.start != start:
                 self._prepared = self._make(start)
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the file behind the last one is there already."""
+        return self._prepared is not None
+
     def drop_prepared(self) -> None:
         """Remove a file that was made and not needed."""
         with self._making:

@@ -16,7 +16,6 @@ import os
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from rocketq.errors import StoreError, StoreFull
 from rocketq.store.files import Files
@@ -400,17 +399,21 @@ class ConsumeQueues:
             self._flush_queue(queue)
         queue.next_offset = offset
 
-    def clean(self, queue: Queue, log_min: int) -> None:
-        """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""
+    def clean(self, queue: Queue, log_min: int) -> list[str]:
+        """Forget files of which every record is before `log_min`, where the log begins now; the last file stays.
+
+        Returns their paths, for the caller to remove.
+        """
+        paths = []
         last = max(queue.flushed - 1, 0) // self._per_file
         while (index := queue.first // self._per_file) < last:
             entry = self.entry(queue, (index + 1) * self._per_file - 1)
             if entry is not None and entry[0] >= log_min and entry != FIRST_BLANK:
                 break
-            with suppress(FileNotFoundError):
-                self._remove_file(queue, index)
+            paths.append(self._forget_file(queue, index))
             queue.first = (index + 1) * self._per_file
             queue.min_valid_for = -1
+        return paths
 
     def _drop_tail(self, queue: Queue, keep: int) -> None:
         self.pending_bytes -= len(queue.tail) - keep
@@ -484,13 +487,16 @@ class ConsumeQueues:
         return fd
 
     def _remove_file(self, queue: Queue, file_index: int) -> None:
+        self._files.unlink(self._forget_file(queue, file_index))
+
+    def _forget_file(self, queue: Queue, file_index: int) -> str:
         fd = self._fds.pop((queue, file_index), None)
         if fd is not None:
             self._files.close(fd)
         path = self._path(queue, file_index)
         self._changed_files.discard(path)
-        self._files.unlink(path)
         self._changed_dirs.add(self._directory(queue))
+        return path
 
     def take_changed(self) -> tuple[Sequence[str], Sequence[str]]:
         """Files and directories that have to be forced to disk."""

@@ -381,13 +381,18 @@ class Index:
             self._changed.add(self.files[-1].path)
             self._new_file = True  # its name may not be on disk
 
-    def clean(self, log_min: int) -> None:
-        """Remove files of which every record is before `log_min`, where the log begins now; the last file stays."""
+    def clean(self, log_min: int) -> list[str]:
+        """Forget files of which every record is before `log_min`, where the log begins now; the last file stays.
+
+        Returns their paths, for the caller to remove.
+        """
+        paths = []
         while len(self.files) > 1 and self.files[0].end_offset < log_min:
             file = self.files.pop(0)
             file.close()
             self._changed.discard(file.path)
-            self._files.unlink(file.path)
+            paths.append(file.path)
+        return paths
 
     def add(self, batch: Iterable[Appended]) -> None:
         """Collect messages."""

@@ -15,7 +15,7 @@ files; the newest file of each stays, because it says where its queue goes on. W
 readable until it lets go.
 
 Deciding is done on the owner's thread. The files' names are removed on the store's second thread, as freeing a GiB
-takes the file system a while; strictly oldest first, so that a crash leaves no hole.
+takes the file system a while; those of the CommitLog strictly oldest first, so that a crash leaves no hole.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Retention:
             self._round(safe)
         if self._doomed and self._removing is None:
             self._removing = helper.submit(self._remove)
-        self._follow()
+        derived = self._follow()
+        if derived:
+            helper.submit(self._remove_derived, derived)
 
     def _busy(self) -> bool:
         """Whether files are still being removed."""
@@ -147,18 +149,29 @@ class Retention:
                 return
             self._doomed.popleft()
 
-    def _follow(self) -> None:
-        """Remove derived files whose records are gone."""
+    def _follow(self) -> list[str]:
+        """Forget derived files whose records are gone; returns their paths."""
         log_min = self._log.min_offset
+        paths: list[str] = []
         if self._cleaned_for != log_min:
             self._cleaned_for = log_min
             if log_min:
                 self._walk = deque(self._queues.keys())
-                self._index.clean(log_min)
+                paths += self._index.clean(log_min)
         for _ in range(min(len(self._walk), _QUEUES_PER_STEP)):
             queue = self._queues.get(*self._walk.popleft())
             if queue is not None:
-                self._queues.clean(queue, log_min)
+                paths += self._queues.clean(queue, log_min)
+        return paths
+
+    def _remove_derived(self, paths: list[str]) -> None:
+        """On the helper's thread. One that stays is found by the next start, and goes then."""
+        for path in paths:
+            try:
+                with suppress(FileNotFoundError):
+                    self._files.unlink(path)
+            except OSError as error:
+                log.error("%s cannot be removed: %s", path, error)
 
     def finish(self) -> None:
         """Remove what was decided upon, and is not removed yet."""

@@ -58,6 +58,12 @@ _QUEUES_PER_BATCH = 2
 
 #: From so many files and directories on, forcing the whole system's data to disk takes less time than forcing each.
 _SYNC_ALL = 256
+#: The next file of the log is made when less than this part of the last one is left …
+_PREPARE_AT = 2
+#: … and messages of clients have to wait for it when there is less than this part. Of files that are smaller than
+#: _TINY a turn of the loop may fill as much, so these are waited for when they are needed.
+_KEEP_BACK = 8
+_TINY = 16 << 20
 #: Bytes that have to be free before a full store is written to again, where no new CommitLog file is needed.
 _ENOUGH = 16 << 20
 
@@ -114,6 +120,8 @@ class MessageStore(Reader):
         self._table = self.consume_queues.table
         # batches that wait for the disk
         self._undispatched: deque[tuple[int, list[Appended]]] = deque()
+        #: how many messages these are
+        self.undispatched = 0
         self._last: tuple[int, int] = (-1, 0)  # offset and store time of the last dispatched record
         # checkpoints
         self._helper: ThreadPoolExecutor | None = None
@@ -187,6 +195,8 @@ class MessageStore(Reader):
                 self.log.writable(file.start)
         self.log.sync(report.checked_from, end)
         self._flusher.start(end)
+        if self._following is None and not self.log.files:
+            self._prepare()  # here, where nobody waits for it
         self._helper = ThreadPoolExecutor(1, "rocketq-store")
         # what was dispatched again is saved by the first calls of `maintain`: there may be thousands of files
         done = clean and not report.records
@@ -392,6 +402,7 @@ class MessageStore(Reader):
         flusher.advance(end)
         if self._sync:
             self._undispatched.append((end, batch))
+            self.undispatched += len(batch)
         else:
             self._dispatch(end, batch)
         return batch
@@ -524,7 +535,9 @@ class MessageStore(Reader):
             self._take_in(durable)
         waiting = self._undispatched
         while waiting and waiting[0][0] <= durable:
-            self._dispatch(*waiting.popleft())
+            end, batch = waiting.popleft()
+            self.undispatched -= len(batch)
+            self._dispatch(end, batch)
         if self._flusher.failure and not self._broken:
             self._broken = self._flusher.failure
             self._judge()
@@ -646,17 +659,25 @@ class MessageStore(Reader):
         self._disk_warned = full
 
     def _prepare_next(self) -> None:
-        """Have the next file made when the present one is nearly full."""
+        """Have the next file made before it is needed."""
         size = self.config.mapped_file_size_commit_log
-        if self._helper is None or self.log.end - self._tail > size // 8:
+        if self._helper is None or self.log.has_next or self.log.end - self._tail > size // _PREPARE_AT:
             return
         if self._following is not None and not self.log.files:
             return  # where it begins is not known yet
         if self._preparing is None or self._preparing.done():
             self._preparing = self._helper.submit(self._prepare)
 
+    @property
+    def starved(self) -> bool:
+        """Whether the last file is nearly full while the disk is making the next one: writing on may wait for it."""
+        size = self.config.mapped_file_size_commit_log
+        if self.log.end - self._tail > size // _KEEP_BACK or size < _TINY or self.log.has_next:
+            return False
+        return self._preparing is not None and not self._preparing.done()
+
     def _prepare(self) -> None:
-        """On the helper's thread."""
+        """On the helper's thread, or at the start."""
         try:
             self.log.prepare_next()
         except OSError as error:

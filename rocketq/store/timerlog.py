@@ -55,6 +55,8 @@ class TimerLog:
         self._window = b""
         self._window_at = 0
         self._unsynced: set[int] = set()
+        #: whether the names of the files have changed, and may not be on disk
+        self._renamed = False
 
     def open(self) -> bool:
         """Find the files; False when they are not one sequence of files of the right size."""
@@ -129,11 +131,11 @@ class TimerLog:
         fd = self._files.open(self._path(start), create=True)
         try:
             self._files.allocate(fd, self.file_size)
-            self._files.fsync_dir(self.directory)
         except OSError:
             self._files.close(fd)
             raise
         self._fds[start] = fd
+        self._renamed = True
 
     def write(self) -> None:
         """Write what was appended. When that fails it is kept, and tried again by the next call."""
@@ -156,6 +158,11 @@ class TimerLog:
         unsynced, self._unsynced = self._unsynced, set()
         return [self._fds[start] for start in unsynced if start in self._fds]
 
+    def take_renamed(self) -> bool:
+        """Whether the directory is to be forced to disk."""
+        renamed, self._renamed = self._renamed, False
+        return renamed
+
     def cut(self, end: int) -> None:
         """Let the log end at `end`; what is behind it reads as zeros, and files behind it go."""
         self.end = self._written = end
@@ -169,14 +176,20 @@ class TimerLog:
                 self._files.allocate(self._fds[start], self.file_size)
                 self._unsynced.add(start)
 
-    def remove_before(self, physical: int) -> None:
-        """Remove the files all of whose units are of records before `physical`. The last file always stays."""
+    def forget_before(self, physical: int) -> list[str]:
+        """Forget the files all of whose units are of records before `physical`. The last file always stays.
+
+        Returns their paths, for the caller to remove, the oldest first.
+        """
+        paths = []
         last = (self.file_size - _BLANK.size) // UNIT_SIZE * UNIT_SIZE - UNIT_SIZE
         for start in list(self._fds)[:-1]:
             unit = self.unit(start + last)
             if unit is not None and unit.physical >= physical:
-                return
-            self._remove(start)
+                break
+            self._files.close(self._fds.pop(start))
+            paths.append(self._path(start))
+        return paths
 
     # reading
 

@@ -105,13 +105,10 @@ def test_what_is_due_while_the_disk_is_full_comes_once_when_there_is_room(tmp_pa
     asyncio.run(main())
 
 
-def test_producers_are_slowed_down_when_too_many_answers_wait_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rocketq.broker.batch.MAX_WAITING", 5)
-
+def test_producers_are_slowed_down_when_too_many_answers_wait_for_the_disk(tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(tmp_path, flush_disk_type="SYNC_FLUSH") as (broker, wire):
+        settings: dict[str, object] = {"flush_disk_type": "SYNC_FLUSH", "send_thread_pool_queue_capacity": 5}
+        async with running(tmp_path, **settings) as (broker, wire):
             await wire.store("T")
             advance = broker.store.advance
             broker.store.advance = lambda: 0  # type: ignore[method-assign]
@@ -120,7 +117,7 @@ def test_producers_are_slowed_down_when_too_many_answers_wait_for_the_disk(
             answer = await wire.store("T", b"too much")
             assert (answer.code, answer.remark) == (
                 2,
-                "[PC_SYNCHRONIZED]broker busy, start flow control for a while",
+                "[OVERLOAD]system busy, start flow control for a while",
             )
             assert broker.statistics.flow_controlled == 1
             broker.store.advance = advance  # type: ignore[method-assign]

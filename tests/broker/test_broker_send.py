@@ -12,6 +12,7 @@ from broker_wire import Wire, running, with_broker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rocketq.broker.batch import DISK_BUSY
 from rocketq.broker.server import Broker
 from rocketq.errors import StoreError, StoreFull
 from rocketq.message import parse_offset_message_id
@@ -322,7 +323,7 @@ def test_producers_are_slowed_down_while_the_disk_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
-        broker.batch.busy = True
+        broker.batch.busy = DISK_BUSY
         answer = await wire.store("T")
         assert (answer.code, answer.remark) == (2, "[PC_SYNCHRONIZED]broker busy, start flow control for a while")
         broker.batch.relax()

@@ -356,7 +356,7 @@ def test_files_of_the_timer_log_go_with_the_commit_log(kit: Kit, monkeypatch: py
     assert len(list(log.iterdir())) == 6
     log_offset = kit.store.consume_entry(TIMER_TOPIC, 0, 50)
     assert log_offset is not None
-    kit.timer._log.remove_before(log_offset[0])
+    kit.timer._files.remove(kit.timer._log.forget_before(log_offset[0]))
     assert sorted(path.name for path in log.iterdir())[0] == f"{2048:020d}"
     kit.reopen()
     kit.send("new", kit.now + 1000)

@@ -81,6 +81,7 @@ def settle(store):
         store.maintain()
         if store.retention._removing is not None:
             store.retention._removing.result()
+    store._helper.submit(lambda: None).result()
 
 
 def test_two_that_remove_files_wait_for_each_other(store, clock, monkeypatch):
