@@ -197,6 +197,37 @@ class GroupMember:
         else:  # what is held and not done is there still where it is before the end
             await self._start_again_at(one, min(offset, one.process.commit_offset))
 
+    # whether others went on
+
+    async def _overtaken(self, one: Assigned) -> bool:
+        """Whether another member went on in the queue while its broker took us for gone, as it does when a connection
+        is lost. We begin anew then where the group is. Raises RocketQError when the broker cannot be asked.
+        """
+        losses = self.membership.losses(one.queue)
+        if one.losses == losses:
+            return False
+        committed = await self.membership.calls.committed(one.queue)
+        if committed is None or committed <= self._done_up_to(one):
+            one.losses = losses
+            return False
+        if self.assigned.get(one.queue) is one:
+            log.info("group %s: another member had %s, going on at %d", self.group, one.queue, committed)
+            del self.assigned[one.queue]
+            one.drop()
+            self.offsets.forget(one.queue)
+            self.wake()
+        return True
+
+    async def _not_overtaken(self, queues: Iterable[Assigned]) -> list[Assigned]:
+        """Those of the queues for which it is known that nobody else is further."""
+        queues = list(queues)
+        asked = await asyncio.gather(*[self._overtaken(one) for one in queues], return_exceptions=True)
+        return [one for one, overtaken in zip(queues, asked, strict=True) if overtaken is False]
+
+    def _done_up_to(self, one: Assigned) -> int:
+        """What may be committed of a queue."""
+        return one.process.commit_offset
+
     async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
         queues = list(queues)
         for one in queues:

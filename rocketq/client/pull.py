@@ -80,6 +80,7 @@ class PullConsumer(GroupMember):
             arrived=lambda _: self._arrived.set(),
             illegal_offset=self._illegal_offset,
             statistics=self.statistics,
+            overtaken=self._overtaken,
         )
         self._tracer: Tracer | None = None
         trace_topic = topic_of(trace)
@@ -90,6 +91,8 @@ class PullConsumer(GroupMember):
         self._by_hand = False
         #: Positions before the last poll: what may be committed without a word of the user.
         self._safe: dict[MessageQueue, int] = {}
+        #: Queues whose position the user has chosen, and that were not committed since.
+        self._sought: set[MessageQueue] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def subscribe(self, topic: str, expression: str | Sql = "*") -> None:
@@ -197,6 +200,7 @@ class PullConsumer(GroupMember):
             self._safe.pop(one.queue, None)
             current = asyncio.current_task()
             self._take(one.queue, offset)
+            self.assigned[one.queue].losses = one.losses
             await cancel_all([task for task in one.tasks if task is not current])
 
     def _mine(self, queue: MessageQueue) -> Assigned:
@@ -207,7 +211,9 @@ class PullConsumer(GroupMember):
 
     async def seek(self, queue: MessageQueue, offset: int) -> None:
         """Goes on at `offset` of an assigned queue; what was fetched ahead is thrown away. Raises ConfigError."""
-        await self._start_again_at(self._mine(queue), offset)
+        one = self._mine(queue)
+        self._sought.add(queue)
+        await self._start_again_at(one, offset)
 
     async def seek_to_begin(self, queue: MessageQueue) -> None:
         """Goes on at the oldest message."""
@@ -259,27 +265,52 @@ class PullConsumer(GroupMember):
             await wait_event(self._arrived, left)
 
     async def commit(self) -> None:
-        """Stores the positions of all assigned queues at the brokers; failures are logged."""
+        """Stores the positions of all assigned queues at the brokers; failures are logged.
+
+        Not of those in which another member of the group went on while the broker took this one for gone.
+        """
         await self._commit(self.assigned.values(), wait=True)
+
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+        queues = await self._not_overtaken(queues)
+        await super()._commit(queues, wait=wait)
+        self._sought.difference_update(one.queue for one in queues)
+
+    async def _overtaken(self, one: Assigned) -> bool:
+        """As for all members, but what the user takes by hand, or goes back to, is the user's affair."""
+        if self._by_hand or one.queue in self._sought:
+            return False
+        return await super()._overtaken(one)
+
+    def _done_up_to(self, one: Assigned) -> int:
+        position = one.process.commit_offset
+        return self._safe.get(one.queue, position) if self.auto_commit else position
+
+    async def _commit_safe(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+        """Stores the positions before the last poll."""
+        queues = [one for one in await self._not_overtaken(queues) if one.queue in self._safe]
+        for one in queues:
+            self.offsets.update(one.queue, self._safe[one.queue])
+        await self.offsets.persist([one.queue for one in queues], wait=wait)
+        self._sought.difference_update(one.queue for one in queues)
 
     async def _keep_offsets(self) -> None:
         while True:
             await asyncio.sleep(self.persist_interval)
             if self.auto_commit:
-                for queue, offset in self._safe.items():
-                    self.offsets.update(queue, offset)
-                await self.offsets.persist(list(self._safe))
+                await self._commit_safe(self.assigned.values())
 
     async def _revoke(self, one: Assigned) -> None:
         """Lets go of a queue: with `auto_commit` what was polled before the last poll is stored, else nothing."""
         del self.assigned[one.queue]
         self.membership.calls.forget(one.queue)
-        safe = self._safe.pop(one.queue, one.process.commit_offset)
+        self._safe.setdefault(one.queue, one.process.commit_offset)
         one.drop()
         await cancel_all(one.tasks)
         if self.auto_commit:
-            self.offsets.update(one.queue, safe)
-            await self.offsets.persist([one.queue], wait=True)
+            await self._commit_safe([one], wait=True)
+        self._safe.pop(one.queue, None)
+        self._sought.discard(one.queue)
         self.offsets.forget(one.queue)
 
     async def consume_directly(self, message: ReceivedMessage) -> ConsumeMessageDirectlyResult:

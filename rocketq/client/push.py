@@ -314,29 +314,8 @@ class PushConsumer(GroupMember):
         if self._locks is not None:
             queues = [one for one in queues if one.locked]
         elif not self.broadcast:
-            queues = list(queues)
-            asked = await asyncio.gather(*[self._overtaken(one) for one in queues], return_exceptions=True)
-            queues = [one for one, overtaken in zip(queues, asked, strict=True) if overtaken is False]
+            queues = await self._not_overtaken(queues)
         await super()._commit(queues, wait=wait)
-
-    async def _overtaken(self, one: Assigned) -> bool:
-        """Whether another member went on in the queue while its broker took us for gone, as it does when a connection
-        is lost. We begin anew then where the group is. Raises RocketQError when the broker cannot be asked.
-        """
-        losses = self.membership.losses(one.queue)
-        if one.losses == losses:
-            return False
-        committed = await self.membership.calls.committed(one.queue)
-        if committed is None or committed <= one.process.commit_offset:
-            one.losses = losses
-            return False
-        if self.assigned.get(one.queue) is one:
-            log.info("group %s: another member had %s, going on at %d", self.group, one.queue, committed)
-            del self.assigned[one.queue]
-            one.drop()
-            self.offsets.forget(one.queue)
-            self.wake()
-        return True
 
     # periodic work
 

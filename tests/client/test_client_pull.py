@@ -139,3 +139,73 @@ def test_misuse_is_named(namesrv: str) -> None:
                 consumer.position(MessageQueue("T", "b", 0))
 
     asyncio.run(main())
+
+
+def cut(consumer: PullConsumer, queue: MessageQueue) -> None:
+    """Let the connection to the queue's broker end: it takes the consumer for gone."""
+    address = consumer.instance.routes.master(queue.broker_name)
+    assert address is not None
+    connection = consumer.instance.remoting.connected(address)
+    assert connection is not None
+    connection.abort()
+
+
+@pytest.mark.parametrize("auto_commit", [True, False])
+def test_who_was_taken_for_gone_goes_on_where_the_group_is(namesrv: str, auto_commit: bool) -> None:
+    topic, group = fresh("Heirs"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(50)])
+        heir = PullConsumer(group, namesrv, auto_commit=False)
+        consumer = PullConsumer(
+            group, namesrv, from_where="FIRST", auto_commit=auto_commit, persist_interval=0.05, pull_batch=10
+        )
+        consumer.subscribe(topic)
+        async with heir, consumer:
+            assert (await drain(consumer, 1))[0] == "0"
+            if auto_commit:  # all of it, so that no commit is under way
+                done = consumer.position(queue)
+                await consumer.poll(0.0, max_messages=1)
+                while await heir.committed(queue) != done:
+                    await asyncio.sleep(0.01)
+            await heir.assign([queue])
+            await heir.seek(queue, 40)
+            await heir.commit()
+            assert await heir.committed(queue) == 40
+            cut(consumer, queue)
+            await consumer.poll(0.0, max_messages=1)  # what it holds it may give out, and commits it not
+            if not auto_commit:
+                await consumer.commit()
+            bodies: list[bytes] = []
+            while b"49" not in bodies:
+                bodies += [message.body for message in await consumer.poll(10.0)]
+                assert (await heir.committed(queue) or 0) >= 40
+            assert bodies[-10:] == [b"%d" % n for n in range(40, 50)]
+            if not auto_commit:
+                await consumer.commit()
+        assert await committed(namesrv, group, queue) == 50
+
+    asyncio.run(main())
+
+
+def test_who_goes_back_stays_there_when_the_connection_is_lost(namesrv: str) -> None:
+    topic, group = fresh("Back"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(20)])
+        consumer = PullConsumer(group, namesrv, from_where="FIRST", auto_commit=False)
+        consumer.subscribe(topic)
+        async with consumer:
+            assert len(await drain(consumer, 20)) == 20
+            await consumer.commit()
+            await consumer.seek(queue, 5)
+            cut(consumer, queue)
+            assert (await drain(consumer, 15))[0] == "5"
+            assert consumer.position(queue) == 20
+
+    asyncio.run(main())
+
+
+async def committed(namesrv: str, group: str, queue: MessageQueue) -> int | None:
+    async with PullConsumer(group, namesrv, auto_commit=False) as consumer:
+        return await consumer.committed(queue)

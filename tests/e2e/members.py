@@ -1,7 +1,7 @@
 """Members of consumer groups as processes of their own, which tests stop, kill and cut off.
 
 A member prints one line a message, its body, and one for each rebalance. `python members.py NAMESRV TOPIC GROUP KIND`
-with KIND `push`, `orderly` or `pop`; `LEASE` and `CONCURRENCY` are of all members here.
+with KIND `push`, `orderly`, `pull` or `pop`; `LEASE` and `CONCURRENCY` are of all members here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from rocketq.client import PopConsumer, PushConsumer
+from rocketq.client import PopConsumer, PullConsumer, PushConsumer
 from rocketq.message import MessageQueue, ReceivedMessage
 
 #: Seconds of a lease of POP, and calls of the handler that run at once.
@@ -93,7 +93,7 @@ async def _consume(namesrv: str, topic: str, group: str, kind: str) -> None:
             queues.update(assigned)
             say(f"queues {len(queues)}")
 
-    consumer: PushConsumer | PopConsumer
+    consumer: PushConsumer | PopConsumer | PullConsumer
     if kind == "pop":
         consumer = PopConsumer(
             group,
@@ -102,6 +102,17 @@ async def _consume(namesrv: str, topic: str, group: str, kind: str) -> None:
             from_where="FIRST",
             lease=LEASE,
             concurrency=CONCURRENCY,
+            heartbeat_interval=0.5,
+            route_refresh=1.0,
+        )
+    elif kind == "pull":
+        consumer = PullConsumer(
+            group,
+            namesrv,
+            from_where="FIRST",
+            persist_interval=0.2,
+            rebalance_interval=1.0,
+            on_rebalanced=rebalanced,
             heartbeat_interval=0.5,
             route_refresh=1.0,
         )
@@ -121,6 +132,8 @@ async def _consume(namesrv: str, topic: str, group: str, kind: str) -> None:
         )
     consumer.subscribe(topic)
     async with consumer:
+        while isinstance(consumer, PullConsumer):
+            await handle(await consumer.poll())
         await asyncio.Event().wait()
 
 
