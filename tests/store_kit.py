@@ -59,7 +59,7 @@ def abandon(store):
     """Let go of an open store without saving anything that is in memory."""
     if store._saving is not None:
         store._saving.result()
-    store._helper.shutdown()
+    store._end_threads()
     store._flusher.on_durable = None
     store._flusher.stop()
     store.log._prepared = None
@@ -67,7 +67,6 @@ def abandon(store):
     store.consume_queues.close()
     store.index.close()
     store._marks.unlock()
-    store._helper = None
 
 
 def delete_topic(store, topic):

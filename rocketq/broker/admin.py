@@ -254,7 +254,6 @@ class Admin:
         await self._delete_queues(name)
         self._statistics.forget_topic(name)
         await self._saver.save_soon(self._topics)
-        self._offsets.catch_up()
         await self._saver.save_soon(self._offsets)
         log.info("topic %s deleted by %s", name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)
@@ -373,7 +372,6 @@ class Admin:
         if header.clean_offset:
             self._offsets.remove_group(header.group_name)
         await self._saver.save_soon(self._groups)
-        self._offsets.catch_up()
         await self._saver.save_soon(self._offsets)
         log.info("group %s deleted by %s", header.group_name, connection.peer)
         return encode_response(request, ResponseCode.SUCCESS)

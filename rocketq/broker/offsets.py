@@ -68,8 +68,6 @@ class Offsets:
         #: where the log of POP ended when the file that was loaded was made
         self.revive_end = 0
         self.revive_topic = ""
-        #: what is saved as soon as the log is on disk up to the offset before it
-        self._taken: tuple[int, Build] | None = None
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -120,28 +118,24 @@ class Offsets:
     def snapshot(self) -> Build | None:
         """See :class:`rocketq.broker.saving.Table`.
 
-        Offsets are given out only when the log is on disk up to where it was: a power failure must not leave offsets
+        Before they are written the log is forced to disk up to where it is now: a power failure must not leave offsets
         behind messages, or behind pops, that it lost.
         """
-        store = self._store
-        if self._dirty and self._taken is None:
-            self._dirty = False
-            table = {key: queues.copy() for key, queues in self.table.items()}
-            end = store.max_offset(self.revive_topic, 0)
-            self._taken = store.written_offset, lambda: {**self._as_json(table), "reviveEnd": end}
-        if self._taken is None or self._taken[0] > store.durable_offset:
+        if not self._dirty:
             return None
-        build, self._taken = self._taken[1], None
+        self._dirty = False
+        store = self._store
+        table = {key: queues.copy() for key, queues in self.table.items()}
+        end, written = store.max_offset(self.revive_topic, 0), store.written_offset
+
+        def build() -> dict[str, Any]:
+            store.force(written)
+            return {**self._as_json(table), "reviveEnd": end}
+
         return build
 
     def unsaved(self) -> None:
         self._dirty = True
-
-    def catch_up(self) -> None:
-        """Let the next snapshot be of what is in memory now: force the log to disk."""
-        self._dirty = self._dirty or self._taken is not None
-        self._taken = None
-        self._store.flush()
 
     def commit(self, group: str, topic: str, queue_id: int, offset: int) -> None:
         """Note that `group` consumed everything below `offset`; any value is taken, also a lower one."""

@@ -26,7 +26,7 @@ log = logging.getLogger("rocketq.broker")
 #: topics created in a row do not spend their time on rewriting the file.
 PAUSE = 10
 
-#: Builds the JSON value of a file; runs on a thread, so it works on copies.
+#: Builds the JSON value of a file; runs on a thread, so it works on copies. May raise StoreError.
 Build = Callable[[], dict[str, Any]]
 
 

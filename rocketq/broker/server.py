@@ -419,7 +419,6 @@ class Broker:
             await self.locks.save()
             if self.config.is_slave:  # it may be started as the master next
                 self.offsets.forget_lost()
-            self.offsets.catch_up()
             for table in (self.topics, self.groups, self.transactions, self.offsets, self.delay):
                 self.saver.save(table)
         except StoreError as error:

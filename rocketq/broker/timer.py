@@ -566,6 +566,7 @@ class Timer:
                 self._saved_work = work
             if store.durable_offset < files.durable:
                 return
+            await asyncio.to_thread(files.log.prepare_next)
             await asyncio.to_thread(files.save)
         except OSError as error:
             log.error("%s is behind what the broker has in memory: %s", files.check_path, error)

@@ -5,8 +5,9 @@ CommitLog with one write, dispatches them to ConsumeQueues and index and tells `
 second half waits until a flush covers the batch: the flusher's thread calls `on_durable`, the owner calls
 :meth:`MessageStore.advance`.
 
-A store has one owner: all methods are called on one thread. Two more threads exist inside, one that flushes and one
-that makes files ahead of need and saves checkpoints; they touch files, and no table.
+A store has one owner: all methods are called on one thread, unless they say otherwise. Three more threads exist inside:
+one that flushes, one that saves checkpoints and removes files (the helper), and one that makes the next file of the log
+ahead of need (the maker), which must not wait for the others on a slow disk. They touch files, and no table.
 
 Saving a checkpoint: note the end of what is dispatched, write all ConsumeQueue entries and index entries up to
 there (a part at each :meth:`MessageStore.maintain`), then, on the second thread, force the log and these files to
@@ -125,7 +126,9 @@ class MessageStore(Reader):
         self._last: tuple[int, int] = (-1, 0)  # offset and store time of the last dispatched record
         # checkpoints
         self._helper: ThreadPoolExecutor | None = None
+        self._maker: ThreadPoolExecutor | None = None
         self._preparing: Future[None] | None = None
+        self._prepared_at = -1  # where the file begins that was last asked for
         self._saving: Future[None] | None = None
         self._goal: tuple[Checkpoint, int] | None = None
         self._saved_offset = 0
@@ -198,6 +201,7 @@ class MessageStore(Reader):
         if self._following is None and not self.log.files:
             self._prepare()  # here, where nobody waits for it
         self._helper = ThreadPoolExecutor(1, "rocketq-store")
+        self._maker = ThreadPoolExecutor(1, "rocketq-allocate")
         # what was dispatched again is saved by the first calls of `maintain`: there may be thousands of files
         done = clean and not report.records
         self._saved_offset = end if done else -1
@@ -215,8 +219,7 @@ class MessageStore(Reader):
         if self._helper is None:
             return
         self._take_back()
-        self._helper.shutdown()
-        self._helper = None
+        self._end_threads()
         self._flusher.on_durable = None
         self._flusher.stop()
         self.advance()
@@ -237,6 +240,13 @@ class MessageStore(Reader):
             self.consume_queues.close()
             self.index.close()
             self._marks.unlock()
+
+    def _end_threads(self) -> None:
+        """Let all but the flusher finish what they were given."""
+        for executor in (self._helper, self._maker):
+            if executor is not None:
+                executor.shutdown()
+        self._helper = self._maker = None
 
     def _drop_partial(self) -> None:
         """Cut off a record of which only a part has come; it comes again."""
@@ -400,6 +410,8 @@ class MessageStore(Reader):
         self._batch = []
         end = self._parts_at = self._tail
         flusher.advance(end)
+        if self.log.end != self._prepared_at:
+            self._prepare_next()
         if self._sync:
             self._undispatched.append((end, batch))
             self.undispatched += len(batch)
@@ -448,6 +460,8 @@ class MessageStore(Reader):
             raise self._write_failed(error, flusher.written) from error
         self._tail = self._parts_at = end
         flusher.advance(end)
+        if self.log.end != self._prepared_at:
+            self._prepare_next()
         if not self._sync:
             self._take_in(end)
 
@@ -466,6 +480,13 @@ class MessageStore(Reader):
     def flush(self) -> None:
         """Force what is written to disk, on this thread."""
         self._flusher.flush()
+
+    def force(self, offset: int) -> None:
+        """Return when the log is on disk up to `offset`. May run on any thread. Raises StoreError."""
+        if self._flusher.durable < offset:
+            self._flusher.flush()
+            if self._flusher.durable < offset:
+                raise StoreError(self._flusher.failure or f"the log is not on disk up to {offset}")
 
     def _write_failed(self, error: OSError, written: int) -> StoreError:
         """Make as if the batch had never been."""
@@ -661,12 +682,13 @@ class MessageStore(Reader):
     def _prepare_next(self) -> None:
         """Have the next file made before it is needed."""
         size = self.config.mapped_file_size_commit_log
-        if self._helper is None or self.log.has_next or self.log.end - self._tail > size // _PREPARE_AT:
+        if self._maker is None or self.log.has_next or self.log.end - self._tail > size // _PREPARE_AT:
             return
         if self._following is not None and not self.log.files:
             return  # where it begins is not known yet
         if self._preparing is None or self._preparing.done():
-            self._preparing = self._helper.submit(self._prepare)
+            self._prepared_at = self.log.end
+            self._preparing = self._maker.submit(self._prepare)
 
     @property
     def starved(self) -> bool:
@@ -677,7 +699,7 @@ class MessageStore(Reader):
         return self._preparing is not None and not self._preparing.done()
 
     def _prepare(self) -> None:
-        """On the helper's thread, or at the start."""
+        """On the maker's thread, or at the start."""
         try:
             self.log.prepare_next()
         except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,6 +56,9 @@ class TimerLog:
         self._window = b""
         self._window_at = 0
         self._unsynced: set[int] = set()
+        #: the file behind the last one, when it was made ahead of need: its first position and descriptor
+        self._next: tuple[int, int] | None = None
+        self._making = threading.Lock()
         #: whether the names of the files have changed, and may not be on disk
         self._renamed = False
 
@@ -72,12 +76,14 @@ class TimerLog:
         )
 
     def close(self) -> None:
+        self._drop_next()
         for fd in self._fds.values():
             self._files.close(fd)
         self._fds.clear()
 
     def clear(self) -> None:
         """Remove everything."""
+        self._drop_next()
         for start in list(self._fds):
             self._remove(start)
         self.end = self._written = 0
@@ -128,14 +134,40 @@ class TimerLog:
         return position
 
     def _make(self, start: int) -> None:
+        with self._making:
+            if self._next is not None and self._next[0] == start:
+                self._fds[start], self._next = self._next[1], None
+            else:
+                self._fds[start] = self._allocated(start)
+        self._renamed = True
+
+    def _allocated(self, start: int) -> int:
         fd = self._files.open(self._path(start), create=True)
         try:
             self._files.allocate(fd, self.file_size)
         except OSError:
             self._files.close(fd)
             raise
-        self._fds[start] = fd
-        self._renamed = True
+        return fd
+
+    def prepare_next(self) -> None:
+        """Make the next file when the last one is half full, so that no unit waits for it. May run on another thread.
+
+        Not the first one, which many brokers never need.
+        """
+        with self._making:
+            last = max(self._fds, default=0)
+            if self._fds and self._next is None and self.end >= last + self.file_size // 2:
+                start = last + self.file_size
+                self._next = start, self._allocated(start)
+
+    def _drop_next(self) -> None:
+        with self._making:
+            if self._next is not None:
+                start, fd = self._next
+                self._next = None
+                self._files.close(fd)
+                self._files.unlink(self._path(start))
 
     def write(self) -> None:
         """Write what was appended. When that fails it is kept, and tried again by the next call."""
@@ -165,6 +197,7 @@ class TimerLog:
 
     def cut(self, end: int) -> None:
         """Let the log end at `end`; what is behind it reads as zeros, and files behind it go."""
+        self._drop_next()
         self.end = self._written = end
         self._pending.clear()
         self._window = b""

@@ -173,7 +173,6 @@ class PopKit:
         """What the broker does every few seconds."""
         self.revive.forget_deleted()
         self.log.maintain()
-        self.offsets.catch_up()
         for table in (self.topics, self.groups, self.offsets):
             self.saver.save(table)
 
@@ -189,15 +188,13 @@ class PopKit:
         store = self.store
         end = store.written_offset
         store._flusher.on_durable = None
-        assert store._helper is not None
-        store._helper.shutdown()
+        store._end_threads()
         store._flusher.stop()
         store.log._prepared = None
         store.log.close()
         store.consume_queues.close()
         store.index.close()
         store._marks.unlock()
-        store._helper = None
         if lost:
             with open(self.directory / "commitlog" / f"{0:020}", "r+b") as file:
                 file.seek(end - lost)

@@ -57,7 +57,7 @@ class Kit:
         store = self.store
         if store._saving is not None:
             store._saving.result()
-        store._helper.shutdown()
+        store._end_threads()
         store._flusher.on_durable = None
         store._flusher.stop()
         store.log._prepared = None
@@ -65,7 +65,6 @@ class Kit:
         store.consume_queues.close()
         store.index.close()
         store._marks.unlock()
-        store._helper = None
         self.open()
 
     def reopen(self) -> None:

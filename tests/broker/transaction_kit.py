@@ -88,7 +88,7 @@ class Kit:
         store = self.broker.store
         if store._saving is not None:
             store._saving.result()
-        store._helper.shutdown()
+        store._end_threads()
         store._flusher.on_durable = None
         store._flusher.stop()
         store.log._prepared = None
@@ -96,7 +96,6 @@ class Kit:
         store.consume_queues.close()
         store.index.close()
         store._marks.unlock()
-        store._helper = None
         if torn:
             self._cut(*self._last_op)
         self.open()

@@ -217,3 +217,28 @@ def test_a_checkpoint_that_apache_changed_says_so():
 @pytest.mark.parametrize("page", [b"", b"x" * 55, bytes(2048), bytes(512) + b"x" * 512])
 def test_a_checkpoint_that_is_cut_short_or_was_never_written_is_none(page):
     assert TimerCheck.decode(page) is None
+
+
+def test_the_next_file_is_there_before_it_is_needed(make_log, tmp_path):
+    directory = tmp_path / "timerlog"
+    log = make_log()
+    log.prepare_next()
+    assert not list(directory.iterdir())  # many brokers never need one
+    fill(log, 8)
+    log.prepare_next()
+    assert len(list(directory.iterdir())) == 1
+    fill(log, 5)
+    log.prepare_next()
+    log.prepare_next()
+    assert len(list(directory.iterdir())) == 2
+    positions = fill(log, 10)
+    assert 1024 in positions
+    log.prepare_next()
+    assert len(list(directory.iterdir())) == 2
+    log.close()
+    assert len(list(directory.iterdir())) == 2
+    log = make_log()
+    fill(log, 10)
+    log.prepare_next()
+    log.close()  # what nobody needed goes
+    assert len(list(directory.iterdir())) == 2
