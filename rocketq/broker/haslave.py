@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rocketq.broker.hastream import REPORT, HaStreamError, Pieces
@@ -31,11 +32,12 @@ _BREATH = 0.05
 
 
 class HaSlave:
-    """Follows a master. `connected`: it does just now."""
+    """Follows a master. `connected`: it does just now. `on_lost` is called when there is no connection (any more)."""
 
-    def __init__(self, config: BrokerConfig, store: MessageStore) -> None:
+    def __init__(self, config: BrokerConfig, store: MessageStore, on_lost: Callable[[], None]) -> None:
         self._config = config
         self._store = store
+        self._on_lost = on_lost
         self._sync = config.flush_disk_type == "SYNC_FLUSH"
         self.master = config.ha_master_address or ""
         self.connected = False
@@ -94,6 +96,7 @@ class HaSlave:
             except Exception:  # whatever it is: nobody would notice that nothing is copied any more
                 pause = _AFTER_ERROR
                 log.exception("the log of master %s cannot be copied, it is tried again", self.master)
+            self._on_lost()
             await asyncio.sleep(pause)
 
     def _say(self, level: int, text: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -88,6 +89,7 @@ class Registration:
         self._servers = [_NameServer(server) for server in config.namesrv_addresses]
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._ask_again = 0.0
 
     async def start(self) -> None:
         """Register with all NameServers; returns when each was tried once, or after 5 s."""
@@ -119,6 +121,14 @@ class Registration:
         for server in self._servers:
             if server.address == address:
                 server.in_step = False
+                server.wake.set()
+
+    def master_lost(self) -> None:
+        """On a slave: there is no connection to the master, which may be elsewhere. Ask, but not all the time."""
+        now = time.monotonic()
+        if now >= self._ask_again:
+            self._ask_again = now + NO_MASTER
+            for server in self._servers:
                 server.wake.set()
 
     async def stop(self) -> None:

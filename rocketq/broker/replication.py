@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
 
 from rocketq import javajson
 from rocketq.broker.batch import Batch
@@ -75,14 +76,24 @@ REFUSED: dict[int, ResponseCode] = {
 
 
 class Replication:
-    """A broker's part in replication. `master` on a master, `slave` and `tables` on a slave."""
+    """A broker's part in replication. `master` on a master, `slave` and `tables` on a slave.
 
-    def __init__(self, config: BrokerConfig, store: MessageStore, batch: Batch, topics: Topics) -> None:
+    `master_lost` is called on a slave while it has no connection to its master.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        store: MessageStore,
+        batch: Batch,
+        topics: Topics,
+        master_lost: Callable[[], None],
+    ) -> None:
         config.check_role()
         self._config = config
         self._topics = topics
         self.tables: SlaveSync | None = None
-        self.slave = HaSlave(config, store) if config.is_slave else None
+        self.slave = HaSlave(config, store, master_lost) if config.is_slave else None
         self.master = None if config.is_slave else HaMaster(config, store, batch.replicated)
         batch.replicas = self.master
 

@@ -127,7 +127,7 @@ class Broker:
         self.delay = Delay(config, root / "delayOffset.json", files, self.store, clock_ms)
         self.timer = Timer(config, root, files, self.store, clock_ms)
         self.batch = Batch(config, self.store, self.statistics)
-        self.replication = Replication(config, self.store, self.batch, self.topics)
+        self.replication = Replication(config, self.store, self.batch, self.topics, self._master_lost)
         self.sender = Sender(
             config,
             self.store,
@@ -509,6 +509,10 @@ class Broker:
             except (RocketQError, ValueError) as error:
                 log.warning("NameServer %s did not tell the route of topic %s: %s", address, topic, error)
         return None
+
+    def _master_lost(self) -> None:
+        if self._registration is not None:
+            self._registration.master_lost()
 
     def _namesrv_lost(self, address: str) -> None:
         if self._registration is not None:

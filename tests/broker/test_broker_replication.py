@@ -471,3 +471,22 @@ def test_roles_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ConfigError):
             BrokerConfig(**settings).check_role()
     BrokerConfig(broker_role="SLAVE", broker_id=1, ha_master_address="127.0.0.1:10912").check_role()
+
+
+def test_a_slave_follows_a_master_that_is_started_anew_elsewhere(tmp_path):
+    async def main():
+        async with cluster(tmp_path) as made:
+            master, wire = await made.master()
+            slave, _ = await made.slave(register_name_server_period=600_000)
+            await wire.store("T", b"before")
+            await caught_up(master, slave)
+            port = master.replication.port
+            await made.stop(master)
+            taken = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)  # nobody gets it again
+            master, wire = await made.master()
+            assert master.replication.port != port
+            await wire.store("T", b"after")
+            await caught_up(master, slave)
+            taken.close()
+
+    asyncio.run(main())
