@@ -35,16 +35,17 @@ class AsyncProducer:
     """Sends messages of one producer group from an event loop.
 
     `namesrv`: `host:port;host:port`. `retries`: further attempts on another broker after a failure, within the
-    time-out (never with a fixed queue, a selector or a key). `linger_ms` above 0 collects messages of a topic for so
-    long, or until `batch_bytes` are together, and sends them as one request. `max_pending` bounds the messages without
-    an answer. `compress_from`: bodies of so many bytes and more are compressed. `latency_fault`: leave slow brokers out
-    for a while. `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of that name) what was sent, when, and how
-    long it took (`rocketq message trace`). `check` decides about transactions of this group that stay open, also those
-    of processes that are gone: it gets the message and returns True (commit), False (roll back) or None (ask again
-    later); brokers can ask as soon as one transaction was begun, or from the start for `check_topics`. All producers of
-    a group should have it, as brokers ask any of them. Further options (`tls`, `access_key`, `route_cache`,
-    `route_refresh`, …) are those of `ClientInstance`; or give an `instance` that others use too. Raises InvalidMessage
-    for an illegal group, ConfigError for bad options.
+    time-out (never with a fixed queue, a selector or a key); `attempt_timeout`: seconds that one attempt may take of
+    it, so that a broker that hangs leaves time for another one (None: all that is left). `linger_ms` above 0 collects
+    messages of a topic for so long, or until `batch_bytes` are together, and sends them as one request. `max_pending`
+    bounds the messages without an answer. `compress_from`: bodies of so many bytes and more are compressed.
+    `latency_fault`: leave slow brokers out for a while. `trace`: write down in RMQ_SYS_TRACE_TOPIC (or the topic of
+    that name) what was sent, when, and how long it took (`rocketq message trace`). `check` decides about transactions
+    of this group that stay open, also those of processes that are gone: it gets the message and returns True (commit),
+    False (roll back) or None (ask again later); brokers can ask as soon as one transaction was begun, or from the
+    start for `check_topics`. All producers of a group should have it, as brokers ask any of them. Further options
+    (`tls`, `access_key`, `route_cache`, `route_refresh`, …) are those of `ClientInstance`; or give an `instance` that
+    others use too. Raises InvalidMessage for an illegal group, ConfigError for bad options.
 
     Use it as an async context manager, or call `start` and `close`.
     """
@@ -56,6 +57,7 @@ class AsyncProducer:
         *,
         instance: ClientInstance | None = None,
         retries: int = 2,
+        attempt_timeout: float | None = None,
         compress_from: int = SendOptions.compress_from,
         max_message_size: int = SendOptions.max_message_size,
         latency_fault: bool = False,
@@ -73,7 +75,13 @@ class AsyncProducer:
         self.core = SendCore(
             group,
             self.instance.routes,
-            SendOptions(retries, compress_from, max_message_size, latency_fault=latency_fault),
+            SendOptions(
+                retries,
+                compress_from,
+                max_message_size,
+                latency_fault=latency_fault,
+                attempt_timeout=attempt_timeout,
+            ),
             self.instance.rng,
         )
         self.group = group
@@ -360,7 +368,7 @@ class AsyncProducer:
             queue = self.core.choose(send.delivery, known, send.message, now)
             send.queue = queue
             address = self._master(queue)
-            remaining = max(0.0, send.delivery.deadline - now)
+            remaining = self.core.time_for_attempt(send.delivery.deadline, now)
             connection = await self.instance.remoting.connect(address, remaining)
             self._put(send, queue, address, connection, self._loop.time())
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the future
@@ -392,7 +400,7 @@ class AsyncProducer:
                 return core.frame(outgoing, queue, born, opaque)
             return [session.encode(code, opaque, core.fields(outgoing, queue, born), outgoing.body)]
 
-        connection.submit_encoded(code, encode, delivery.deadline - now, send)
+        connection.submit_encoded(code, encode, core.time_for_attempt(delivery.deadline, now), send)
 
     def _answered(self, send: _Send, answer: Command) -> None:
         queue = send.queue

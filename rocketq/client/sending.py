@@ -105,7 +105,8 @@ COLLECTED = Outgoing("", b"", "", ())
 class SendOptions:
     """How a producer sends.
 
-    `retries`: further attempts on another broker, within the time-out. `compress_from`: bodies of so many bytes and
+    `retries`: further attempts on another broker, within the time-out. `attempt_timeout`: seconds that one attempt may
+    take of it, None: all that is left (`sendMsgMaxTimeoutPerRequest`). `compress_from`: bodies of so many bytes and
     more are compressed (not above 64 MiB, which consumers would not unpack); `max_message_size` counts after
     compression. `default_queues`: queues per broker of a topic that this send creates. `latency_fault`: leave slow
     brokers out for a while.
@@ -116,6 +117,7 @@ class SendOptions:
     max_message_size: int = MAX_MESSAGE_SIZE
     default_queues: int = 4
     latency_fault: bool = False
+    attempt_timeout: float | None = None
 
 
 class Delivery:
@@ -413,6 +415,12 @@ class SendCore:
         if answer.code != ResponseCode.SUCCESS:
             raise BrokerError(answer.code, answer.remark, address)
         return answer.header(RecallMessageResponse).msg_id
+
+    def time_for_attempt(self, deadline: float, now: float) -> float:
+        """Seconds that an attempt may take which begins now."""
+        left = max(0.001, deadline - now)
+        limit = self.options.attempt_timeout
+        return left if limit is None else min(left, limit)
 
     def succeeded(self, delivery: Delivery, broker: str, now: float) -> None:
         """Notes the latency of an attempt that was answered."""

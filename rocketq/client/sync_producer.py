@@ -49,6 +49,7 @@ class Producer:
         namesrv: str,
         *,
         retries: int = 2,
+        attempt_timeout: float | None = None,
         compress_from: int = SendOptions.compress_from,
         max_message_size: int = SendOptions.max_message_size,
         latency_fault: bool = False,
@@ -70,7 +71,13 @@ class Producer:
         self.core = SendCore(
             group,
             self.routes,
-            SendOptions(retries, compress_from, max_message_size, latency_fault=latency_fault),
+            SendOptions(
+                retries,
+                compress_from,
+                max_message_size,
+                latency_fault=latency_fault,
+                attempt_timeout=attempt_timeout,
+            ),
             rng,
         )
         self._servers = ServerList(namesrv, rng)
@@ -220,7 +227,11 @@ class Producer:
                 requests.append((self.core.code(outgoing), self.core.fields(outgoing, chosen, now), outgoing.body))
             answers: list[Command | RemotingError]
             try:
-                answers = list(self._remoting.call_many(address, requests, timeout=_left(deadline)))
+                answers = list(
+                    self._remoting.call_many(
+                        address, requests, timeout=self.core.time_for_attempt(deadline, time.monotonic())
+                    )
+                )
             except RemotingError as error:
                 answers = [error] * len(requests)
             for (index, chosen), answer in zip(placed, answers, strict=True):
@@ -315,7 +326,7 @@ class Producer:
                     self.core.code(outgoing),
                     self.core.fields(outgoing, chosen, _now_ms()),
                     outgoing.body,
-                    timeout=_left(delivery.deadline),
+                    timeout=self.core.time_for_attempt(delivery.deadline, time.monotonic()),
                 )
                 return self._results(delivery, outgoing, chosen, answer, address)
             except RocketQError as error:
