@@ -15,15 +15,12 @@ Any thread may send. Answers are taken in by one thread at a time. After a fork 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import os
 import select
 import socket
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -37,6 +34,7 @@ from rocketq.remoting.command import Command, Header
 from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.session import Backoff
 from rocketq.remoting.tls import TlsConfig
+from rocketq_kombu.calls import Calls
 from rocketq_kombu.link import Link
 
 #: Gets the answer, or why there is none.
@@ -54,19 +52,6 @@ _SETTLING = frozenset(
 _HOLDING = _SETTLING | {int(RequestCode.POP_MESSAGE)}
 #: Seconds between looks at deadlines under a hub.
 _EXPIRE_EVERY = 1.0
-
-
-class Timer:
-    """Something to be called later."""
-
-    __slots__ = ("call", "cancelled")
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call = call
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
 
 class Engine:
@@ -88,7 +73,6 @@ class Engine:
         self._lost = lost
         self._tls = tls.client_context() if tls is not None and tls.mode != "disabled" else None
         self._connect_timeout = connect_timeout
-        self._numbers = itertools.count()
         self._hub: Any = None
         self._begin()
 
@@ -101,9 +85,7 @@ class Engine:
         self._turning = threading.Lock()
         self._links: dict[tuple[str, Hashable], Link] = {}
         self._backoffs: dict[str, Backoff] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._posted: deque[Callable[[], None]] = deque()
-        self._soon: deque[Callable[[], object]] = deque()
+        self.calls = Calls()
         self._flushing = False
         self._expiring: Any = None
 
@@ -146,7 +128,7 @@ class Engine:
                 self._advance(link)
             elif not self._flushing:  # what is sent in one round of the loop leaves together
                 self._flushing = True
-                self.soon(self.flush)
+                self.calls.soon(self.flush)
 
     def answers(self, address: str, lane: Hashable) -> bool:
         """Whether a lane has a connection, and nothing says that nothing comes through it."""
@@ -216,7 +198,7 @@ class Engine:
             if self._links.get((link.address, link.lane)) is link:
                 self._advance(link)
         self._read(link)
-        self._run_posted()
+        self.calls.run_posted()
 
     def _read(self, link: Link) -> None:
         """Take in what has arrived, and call back."""
@@ -256,7 +238,7 @@ class Engine:
         """A connection broke, or is as good as that; under the lock."""
         self._fail(link, reason, aside)
         if link.open and link.holds:
-            self._post(partial(self._lost, link.address))
+            self.calls.post(partial(self._lost, link.address))
 
     def _fail(self, link: Link, reason: str, aside: bool = False) -> RemotingError:
         """The end of a connection, and the error that says so; under the lock.
@@ -277,18 +259,8 @@ class Engine:
             if not (aside and link.holds and self._aside.setdefault(link.address, link) is link):
                 link.sock.close()
             for pending in link.session.close():
-                self._post(partial(pending.context, error))
+                self.calls.post(partial(pending.context, error))
         return error
-
-    def _post(self, call: Callable[[], None]) -> None:
-        """Have it called when nobody is in the middle of anything."""
-        self._posted.append(call)
-        if self._hub is not None and len(self._posted) == 1:
-            self.soon(self._run_posted)
-
-    def _run_posted(self) -> None:
-        while self._posted:
-            self._posted.popleft()()
 
     def _expire(self) -> None:
         """End requests whose time is up, and their connections: it may be that nothing comes through any more.
@@ -301,7 +273,7 @@ class Engine:
                 late = link.session.expired(now)
                 for pending in late:
                     text = f"{link.address} did not answer within {pending.timeout:g} s"
-                    self._post(partial(pending.context, RequestTimeout(text)))
+                    self.calls.post(partial(pending.context, RequestTimeout(text)))
                 if late and any(
                     pending.code == RequestCode.POP_MESSAGE for pending in link.session.pending.values()
                 ):
@@ -310,43 +282,9 @@ class Engine:
                     self._lose(link, "it does not answer", aside=True)
                 elif not link.open and now > link.until:
                     self._fail(link, "timed out")
-        self._run_posted()
+        self.calls.run_posted()
 
     # turning the wheel
-
-    def soon(self, call: Callable[[], object]) -> None:
-        """Call before the event loop waits again; there has to be one.
-
-        A hub calls what it was given by `call_soon` at the beginning of a round only: what such a call asks for in
-        its turn would wait for the next event, for up to a second. So it tells us as well when it is about to wait.
-        """
-        with self._lock:
-            first = not self._soon
-            self._soon.append(call)
-        if first:
-            self._hub.call_soon(self._run_soon)  # which also wakes it when we are in another thread
-
-    def _run_soon(self) -> None:
-        while True:
-            with self._lock:
-                if not self._soon:
-                    return
-                call = self._soon.popleft()
-            call()
-
-    def later(self, delay: float, call: Callable[[], None]) -> Timer:
-        """Call after `delay` seconds, unless it is cancelled before."""
-        timer = Timer(call)
-        if self._hub is not None:
-            self._hub.call_later(delay, self._fire, timer)
-        else:
-            heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), timer))
-        return timer
-
-    @staticmethod
-    def _fire(timer: Timer) -> None:
-        if not timer.cancelled:
-            timer.call()
 
     def turn(self, timeout: float) -> None:
         """Wait for something to happen, for at most `timeout` seconds, and deal with it.
@@ -362,23 +300,19 @@ class Engine:
             self._turning.release()
 
     def _turn(self, timeout: float) -> None:
-        if self._posted:
-            self._run_posted()
+        if self.calls.posted:
+            self.calls.run_posted()
             return
         with self._lock:
             links = {link.sock.fileno(): link for link in self._links.values()}
-            deadlines = [link.session.next_deadline for link in links.values()]
-            if self._timers:
-                deadlines.append(self._timers[0][0])
+            deadlines = [self.calls.next_due, *(link.session.next_deadline for link in links.values())]
             poll = select.poll()
             for fd, link in links.items():
                 poll.register(fd, link.events)
         wait = min([timeout, *(deadline - time.monotonic() for deadline in deadlines)])
         for fd, _ in poll.poll(max(0.0, wait) * 1000):
             self._ready(links[fd])
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            self._fire(heapq.heappop(self._timers)[2])
+        self.calls.run_due()
         self._expire()
 
     def attach(self, hub: Any) -> None:
@@ -388,14 +322,10 @@ class Engine:
             if self._hub is hub:
                 return
             self._hub = hub
+            self.calls.attach(hub)
             for link in list(self._links.values()):
                 self._advance(link)
-            timers, self._timers = self._timers, []
-        now = time.monotonic()
-        for when, _, timer in timers:
-            hub.call_later(max(0.0, when - now), self._fire, timer)
         self._expiring = hub.call_repeatedly(_EXPIRE_EVERY, self._expire)
-        hub.on_tick.add(self._run_soon)
 
     def detach(self) -> None:
         """Whoever turns has the wheel again: what is sent from now on leaves at once."""
@@ -403,6 +333,7 @@ class Engine:
             hub, self._hub = self._hub, None
             if hub is None:
                 return
+            self.calls.detach()
             for link in list(self._links.values()):
                 if link.watched:
                     hub.remove(link.sock.fileno())
@@ -410,7 +341,6 @@ class Engine:
             self._flushing = False
             for link in list(self._links.values()):
                 self._advance(link)
-        hub.on_tick.discard(self._run_soon)
         if self._expiring is not None:
             self._expiring.cancel()
             self._expiring = None
@@ -474,6 +404,6 @@ class Engine:
             for link in self._aside.values():
                 link.sock.close()
             self._aside.clear()
-        self._timers.clear()
-        self._run_posted()
+        self.calls.forget_timers()
+        self.calls.run_posted()
         self.detach()

@@ -140,7 +140,7 @@ class Keeper:
             if time.monotonic() + _AGAIN > lease.until:
                 log.warning("%s will come again, it was not acknowledged: %s", lease, why)
             else:
-                self._engine.later(_AGAIN, partial(self.ack, lease))
+                self._engine.calls.later(_AGAIN, partial(self.ack, lease))
 
     def give_back(self, lease: Lease) -> None:
         """Somebody else may have the message at once; that does not count as an attempt."""

@@ -108,7 +108,7 @@ class Source:
 
     def _pause(self, seconds: float) -> None:
         self.not_before = time.monotonic() + seconds
-        self.channel.connection.engine.later(seconds, self.channel.fill)
+        self.channel.connection.engine.calls.later(seconds, self.channel.fill)
 
     def request(self, count: int, poll: float) -> Request:
         """A request that may be held for `poll` seconds."""

@@ -137,7 +137,7 @@ class Transport(virtual.Transport):
         self.engine.attach(loop)
         self._repeated = loop.call_repeatedly(self._pause, self.upkeep)
         self._waker = Waker(loop)
-        self.engine.soon(self._work)
+        self.engine.calls.soon(self._work)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         if self._repeated is not None:
@@ -153,7 +153,7 @@ class Transport(virtual.Transport):
         self._noticed.add(channel)
         if self._hub is not None and not self._soon:
             self._soon = True
-            self.engine.soon(self._work)
+            self.engine.calls.soon(self._work)
 
     def _work(self) -> bool:
         """Deliver and ask for more, for all channels that have noticed something; True when something was delivered.
