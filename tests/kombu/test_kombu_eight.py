@@ -248,7 +248,7 @@ tasks.app.worker_main(["worker", "-P", "solo", "-l", "error", "--without-mingle"
                 listed = rocketq(server, "dlq", "list", "--json")
                 return [row for row in listed if row["group"] == group]
 
-            wait_until(dead, what="the dead letter")
+            wait_until(dead, 60, "the dead letter")
         (letter,) = rocketq(server, "dlq", "show", group, "--full", "--json")
         assert letter["exception"] == "ZeroDivisionError: division by zero"
         assert 'tasks.py", line' in letter["traceback"]
