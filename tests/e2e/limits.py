@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,7 @@ from rocketq.remoting import headers
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import DataVersion, RegisterBrokerBody, TopicConfig
 from rocketq.remoting.codes import RequestCode
-from rocketq.remoting.command import encode_request
+from rocketq.remoting.command import FrameDecoder, encode_request
 
 TOPIC = "Limits"
 
@@ -52,7 +53,7 @@ class Probe:
 
     def __init__(self, namesrv: str) -> None:
         self._producer = Producer("limits", namesrv, retries=0)
-        self._producer.send(Message(TOPIC, b"first"))
+        self._producer.send(Message(TOPIC, b"first"), timeout=30.0)
         self._took: list[float] = []
         self._failed = 0
         self._stop = threading.Event()
@@ -95,10 +96,14 @@ class Probe:
 class Server:
     """A server with a probe, in a directory of its own."""
 
-    def __init__(self, directory: Path, *, files: int = 0, settings: str = "") -> None:
+    def __init__(self, directory: Path, *, files: int = 0, flush: float = 0.0, settings: str = "") -> None:
+        """`files`: it may open so many; `flush`: seconds that forcing data to disk takes."""
         config = directory / "broker.conf"
         config.write_text(f"mappedFileSizeCommitLog=67108864\n{settings}")
         program = ("-m", "rocketq") if not files else ("-c", _LIMITED.format(files=files))
+        self._kill = flush > 0  # everything that is forced to disk when it stops takes so long
+        if flush:
+            program = ("-c", _SLOW.format(seconds=flush))
         self.process: ServerProcess = start_server(directory / "data", "--config", str(config), program=program)
         host, port = self.process.broker.rsplit(":", 1)
         self.address = host, int(port)
@@ -118,13 +123,26 @@ class Server:
 
     def stop(self) -> None:
         self.probe.close()
-        self.process.stop()
+        if not self._kill:
+            self.process.stop()
         self.process.__exit__(None, None, None)
 
 
 _LIMITED = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))
+sys.argv[0] = "rocketq"
+runpy.run_module("rocketq", run_name="__main__")
+"""
+
+
+_SLOW = """
+import os, runpy, sys, time
+for name in ("fsync", "fdatasync", "sync"):
+    def slow(*arguments, call=getattr(os, name)):
+        time.sleep({seconds})
+        return call(*arguments)
+    setattr(os, name, slow)
 sys.argv[0] = "rocketq"
 runpy.run_module("rocketq", run_name="__main__")
 """
@@ -300,6 +318,48 @@ def stopped(seconds: float = 10.0) -> None:
         _say(f"stopped for {seconds:g} s", server.probe.lap())
 
 
+def flood(sends: int = 100_000, flush: float = 3.0) -> None:
+    """Producers that wait for nothing send to a broker whose disk takes seconds for a flush, with SYNC_FLUSH."""
+    for connections in (1, 20):
+        with running(flush=flush, settings="flushDiskType=SYNC_FLUSH\n") as server:
+            before = server.memory()
+            peers = [server.connect() for _ in range(connections)]
+            codes: Counter[int] = Counter()
+            readers = [threading.Thread(target=_count_answers, args=(peer, codes)) for peer in peers]
+            for reader in readers:
+                reader.start()
+            fields = {"a": "PG", "b": TOPIC, "c": "TBW102", "d": "4", "e": "0", "f": "0", "g": "0", "h": "0"}
+            fields |= {"i": "", "j": "0", "k": "false"}
+            longest, most = 0.0, 0
+            with contextlib.closing(BlockingClient()) as client:
+                for number in range(0, sends, 1000):
+                    piece = b"".join(
+                        encode_request(RequestCode.SEND_MESSAGE_V2, number + n, fields, b"x" * 1000)
+                        for n in range(1000)
+                    )
+                    peers[number // 1000 % connections].sendall(piece)
+                    longest = max(longest, _look_up(client, server.process.namesrv, 0))
+                    most = max(most, server.memory())
+            wait_until(lambda codes=codes: sum(codes.values()) == sends, 120, "all answers")
+            for peer in peers:
+                peer.shutdown(socket.SHUT_RDWR)
+                peer.close()
+            for reader in readers:
+                reader.join()
+            sys.stdout.write(
+                f"{sends} sends on {connections} connections, flushes of {flush:g} s: answers {dict(codes)}, "
+                f"{(most - before) >> 10:+} MiB, longest look-up {longest:.0f} ms\n"
+            )
+            sys.stdout.flush()
+
+
+def _count_answers(peer: socket.socket, codes: Counter[int]) -> None:
+    decoder = FrameDecoder()
+    with contextlib.suppress(OSError):
+        while data := peer.recv(1 << 16):
+            codes.update(command.code for command in decoder.feed(data))
+
+
 def topics(count: int = 50_000) -> None:
     """A NameServer in which a broker registers 50,000 topics again and again."""
     with running() as server:
@@ -345,7 +405,7 @@ def _look_up(client: BlockingClient, namesrv: str, number: int) -> float:
 
 MEASURES: dict[str, Callable[[], None]] = {
     measure.__name__.replace("_", "-"): measure
-    for measure in (idle, connects, never_reads, unfinished, drips, files, stopped, topics)
+    for measure in (idle, connects, never_reads, unfinished, drips, files, stopped, flood, topics)
 }
 
 
