@@ -69,6 +69,7 @@ class TimerLog:
         for name in sorted(files.listdir(self.directory)):
             if len(name) == 20 and name.isdigit():
                 self._fds[int(name)] = files.open(os.path.join(self.directory, name))
+        self._unsynced = set(self._fds)  # a run before that was killed may not have forced them to disk
         starts = list(self._fds)
         return all(
             files.size(fd) == self.file_size and start == starts[0] + index * self.file_size

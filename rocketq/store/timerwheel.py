@@ -38,6 +38,8 @@ class TimerWheel:
         self._fd = -1
         self._changed: dict[int, Slot] = {}
         self._saving: dict[int, Slot] = {}
+        #: a run before that was killed may have written slots and not forced them to disk
+        self._unforced = True
 
     def open(self) -> bool:
         """Open or make the file; False when there was none of the right size."""
@@ -116,8 +118,9 @@ class TimerWheel:
         for second, (first, last, total) in self._saving.items():
             raw = _SLOT.pack(second, first, last, total, 0)
             self._files.pwrite(self._fd, raw, self.place(second))
-        if self._saving:
+        if self._saving or self._unforced:
             self._files.fdatasync(self._fd)
+            self._unforced = False
 
     def end_save(self) -> None:
         """They were written."""

@@ -169,6 +169,25 @@ def test_a_slot_of_two_weeks_ago_is_empty(wheel):
     assert wheel.next_used(1_000_000 + SLOTS, 1_000_000 + SLOTS + 5) == 1_000_000 + SLOTS + 5
 
 
+def test_the_first_save_forces_to_disk_what_a_killed_run_wrote(wheel, make_log, monkeypatch):
+    """Neither its slots nor its units are written once more."""
+    forced = []
+    monkeypatch.setattr(OsFiles, "fdatasync", lambda files, fd: forced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    other = TimerWheel(wheel.path, OsFiles())
+    assert other.open()
+    save(other)
+    save(other)
+    other.close()
+    assert forced == [wheel.path]
+    log = make_log()
+    fill(log, 5)
+    log.write()
+    assert len(log.take_unsynced()) == 1
+    again = make_log()
+    assert len(again.take_unsynced()) == 1
+    assert again.take_unsynced() == []
+
+
 def test_slots_that_are_not_saved_are_not_in_the_file(wheel, tmp_path):
     wheel.put(5, Slot(0, 0, 1))
     wheel.begin_save()
