@@ -225,21 +225,33 @@ class CommitLog:
     def cut(self, offset: int) -> None:
         """Make everything from `offset` on zeros, and remove files that begin behind it."""
         self.drop_prepared()
-        while self.files and self.files[-1].start > offset:
-            self._remove_last()
+        if self.files and self.files[-1].start > offset:
+            while self.files and self.files[-1].start > offset:
+                self._remove_last()
+            self._files.fsync_dir(self.directory)  # no file may follow one that is shorter
         file = self.find(offset)
         if file is None:
             return
-        files = self._files
         fd = self.writable(offset).fd
-        files.truncate(fd, offset - file.start)
+        self._files.truncate(fd, offset - file.start)
+        self._reserve(fd, file)
+        self._files.fsync_dir(self.directory)
+
+    def complete(self) -> None:
+        """Give the last file its size: a crash in the middle of `cut` leaves one that ends where the log was cut."""
+        file = self.files[-1] if self.files else None
+        if file is not None and file.size < self.file_size:
+            file.size, file.end = self.file_size, file.start + self.file_size
+            self._reserve(self.writable(file.start).fd, file)
+
+    def _reserve(self, fd: int, file: LogFile) -> None:
+        """Bring a file that was shorter to its size."""
         try:
-            files.allocate(fd, file.size)
+            self._files.allocate(fd, file.size)
         except OSError as error:  # somebody took the blocks meanwhile
-            log.warning("%s: no blocks could be reserved behind offset %d: %s", file.path, offset, error)
-            files.truncate(fd, file.size)
-        files.fdatasync(fd)
-        files.fsync_dir(self.directory)
+            log.warning("%s: no blocks could be reserved for the rest of it: %s", file.path, error)
+            self._files.truncate(fd, file.size)
+        self._files.fdatasync(fd)
 
     def clear(self) -> None:
         """Remove all files."""

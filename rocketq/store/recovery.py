@@ -172,7 +172,9 @@ class Scan:
                 return
             if size == 0 and magic == 0:
                 return
-            if magic not in (MAGIC_V1, MAGIC_V2) or not 91 <= size <= room - BLANK_SIZE:
+            # a file that a crash left shorter ends with its last record
+            most = room if file.size < self._log.file_size else room - BLANK_SIZE
+            if magic not in (MAGIC_V1, MAGIC_V2) or not 91 <= size <= most:
                 self.problem = f"magic {magic:#010x} with size {size} is not a record"
                 return
             if at + size > len(chunk):

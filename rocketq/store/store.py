@@ -168,6 +168,7 @@ class MessageStore(Reader):
         checkpoint = self._marks.load()
         self._marks.set_abort()
         self.log.open()
+        self.log.complete()
         make_durable_dirs(self.files, queues.directory)  # here, where nobody waits for it
         queues.scan()
         if not clean:

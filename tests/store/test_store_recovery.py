@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from servers import wait_until
-from store_kit import Opener, abandon, bodies, mended, send, write
+from store_kit import Opener, abandon, bodies, mended, problems_of, send, write
 
 from rocketq.errors import StoreError
 from rocketq.record import decode_record
@@ -281,6 +281,21 @@ def test_a_gap_after_an_orderly_stop_is_damage(opened):
     patch(log_path(opened, offset - offset % 16_384), offset % 16_384, bytes(600))
     with pytest.raises(StoreError, match=f"offset {offset}"):
         opened()
+
+
+def test_a_file_that_a_crash_left_short_is_read_to_its_end_and_completed(opened):
+    """A start cuts a torn tail by making the file shorter, and then as long as it was."""
+    store = opened()
+    fill(store, 30)
+    end, before = store.written_offset, everything(store)
+    opened.crash(store)
+    os.truncate(log_path(opened), end)
+    assert problems_of(opened.directory) == []
+    store = opened()
+    assert opened.recovery.problems == []
+    assert everything(store) == before
+    assert log_path(opened).stat().st_size == 16_384
+    assert send(store).physical_offset == end
 
 
 def test_rubbish_behind_the_end_is_never_mistaken_for_messages(opened):
