@@ -166,13 +166,14 @@ class CommitLog:
         """Whether the file behind the last one is there already."""
         return self._prepared is not None
 
-    def drop_prepared(self) -> None:
-        """Remove a file that was made and not needed."""
+    def drop_prepared(self) -> bool:
+        """Remove a file that was made and not needed; whether there was one."""
         with self._making:
             prepared, self._prepared = self._prepared, None
         if prepared is not None:
             self._files.close(prepared.fd)
             self._files.unlink(prepared.path)
+        return prepared is not None
 
     def _make(self, start: int) -> LogFile:
         files = self._files
@@ -224,10 +225,11 @@ class CommitLog:
 
     def cut(self, offset: int) -> None:
         """Make everything from `offset` on zeros, and remove files that begin behind it."""
-        self.drop_prepared()
-        if self.files and self.files[-1].start > offset:
-            while self.files and self.files[-1].start > offset:
-                self._remove_last()
+        removed = self.drop_prepared()
+        while self.files and self.files[-1].start > offset:
+            self._remove_last()
+            removed = True
+        if removed:
             self._files.fsync_dir(self.directory)  # no file may follow one that is shorter
         file = self.find(offset)
         if file is None:

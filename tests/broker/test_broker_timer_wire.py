@@ -143,7 +143,7 @@ def test_recalled_messages_do_not_come(tmp_path: Path, flush: str) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         handles = []
         for number in range(20):
-            properties = {"TIMER_DELAY_MS": str(300 + 10 * number), "UNIQ_KEY": f"U{number}"}
+            properties = {"TIMER_DELAY_MS": str(1500 + 10 * number), "UNIQ_KEY": f"U{number}"}
             handles.append((await wire.store("T", b"%d" % number, properties=properties)).ext["recallHandle"])
         # some of them long before, some while others are delivered
         recalled = [wire.send(370, recall_ext(handle)) for handle in handles[::2]]

@@ -97,6 +97,9 @@ def test_a_disk_that_is_full_when_a_file_is_needed_takes_the_batch_back(opened, 
     for _ in range(10):
         send(store, body=b"x" * 1000)
     end, rest = store.written_offset, store.log.end - store.written_offset
+    if store._preparing is not None:
+        store._preparing.result()
+    store.log.drop_prepared()
     disk.failing = {"allocate": errno.ENOSPC}
     disk.free = 0
     while rest > 0:  # a batch for two files, the second of which cannot be made
