@@ -11,23 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Timer:
-    """Something to be called after a while."""
-
-    __slots__ = ("call", "cancelled")
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call = call
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def fire(self) -> None:
-        if not self.cancelled:
-            self.call()
-
-
 class Calls:
     """Without a hub nothing is called but by `run_posted` and `run_due`. Any thread may ask for something."""
 
@@ -36,7 +19,7 @@ class Calls:
         self._lock = threading.Lock()  # of `_soon`
         self._soon: deque[Callable[[], object]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Timer]] = []
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
     # before the loop waits
@@ -80,14 +63,12 @@ class Calls:
 
     # after a while
 
-    def later(self, delay: float, call: Callable[[], None]) -> Timer:
-        """Call after `delay` seconds, unless it is cancelled before."""
-        timer = Timer(call)
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Call after `delay` seconds."""
         if self._hub is not None:
-            self._hub.call_later(delay, timer.fire)
+            self._hub.call_later(delay, call)
         else:
-            heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), timer))
-        return timer
+            heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), call))
 
     @property
     def next_due(self) -> float:
@@ -97,7 +78,7 @@ class Calls:
     def run_due(self) -> None:
         now = time.monotonic()
         while self.next_due <= now:
-            heapq.heappop(self._timers)[2].fire()
+            heapq.heappop(self._timers)[2]()
 
     # who calls
 
@@ -106,8 +87,8 @@ class Calls:
         self._hub = hub
         timers, self._timers = self._timers, []
         now = time.monotonic()
-        for when, _, timer in timers:
-            hub.call_later(max(0.0, when - now), timer.fire)
+        for when, _, call in timers:
+            hub.call_later(max(0.0, when - now), call)
         hub.on_tick.add(self._run_soon)
 
     def detach(self) -> None:
