@@ -195,7 +195,8 @@ class Producer:
         delivery = self.core.delivery(outgoing, deadline, queue, selector, key)
         chosen, address = self._place(delivery, message)
         fields = self.core.fields(outgoing, chosen, _now_ms())
-        self._remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, timeout=_left(deadline))
+        timeout = self.core.time_for_attempt(deadline, time.monotonic())
+        self._remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, timeout=timeout)
 
     def send_batch(
         self, messages: Sequence[Message], *, queue: MessageQueue | None = None, timeout: float = 3.0
@@ -408,7 +409,3 @@ class Producer:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _left(deadline: float) -> float:
-    return max(0.001, deadline - time.monotonic())
