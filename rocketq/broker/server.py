@@ -463,7 +463,7 @@ class Broker:
 
     def end_batch(self, connection: Connection) -> None:
         self.batch.end()
-        self.pop_wait.serve_arrived(connection)
+        self.pop_wait.serve_arrived()
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
