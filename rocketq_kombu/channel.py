@@ -186,6 +186,8 @@ class Channel(Publishing):
 
     def fill(self) -> None:
         """Send the acknowledgements that wait, and ask for as much as may be delivered."""
+        if self.closed:  # an acknowledgement may have waited for the renewal of its lease
+            self.keeper.flush()
         if self.closed or self._filling:
             return
         self._filling = True
@@ -225,7 +227,7 @@ class Channel(Publishing):
             return False
         if not self._gathering:
             self._gathering = True
-            self.connection.engine.calls.later(_GATHER, self._gathered)
+            self.connection.later(_GATHER, self._gathered)
         return True
 
     def _gathered(self) -> None:
@@ -314,7 +316,7 @@ class Channel(Publishing):
     def deliver(self) -> bool:
         """Hand out what is ready, as far as it may be; True when something was."""
         delivered = False
-        while self._ready:
+        while self._ready and not self.closed:
             consumers = self._callbacks.get(self._ready[0].queue)
             if consumers and not self.qos.can_consume():
                 break

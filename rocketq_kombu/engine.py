@@ -274,9 +274,8 @@ class Engine:
                 for pending in late:
                     text = f"{link.address} did not answer within {pending.timeout:g} s"
                     self.calls.post(partial(pending.context, RequestTimeout(text)))
-                if late and any(
-                    pending.code == RequestCode.POP_MESSAGE for pending in link.session.pending.values()
-                ):
+                waiting = {pending.code for pending in link.session.pending.values()}
+                if late and RequestCode.POP_MESSAGE in waiting and all(one.code in _SETTLING for one in late):
                     link.silent = True
                 elif late:
                     self._lose(link, "it does not answer", aside=True)

@@ -51,11 +51,12 @@ class Publishing(Queues):
             else:
                 self._bury(queue, message, dead)
 
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+    def _put(self, queue: str, message: dict[str, Any], *, confirm: bool = False, **kwargs: Any) -> None:
+        """`confirm`: whatever the option says."""
         place = self.connection.registry.place(queue)
         if place is not None:
             to = MessageQueue(self._shared, place.broker, place.queue_id)
-            self._pass(Message(to.topic, dump(message), tag=escape(queue)), to)
+            self._pass(Message(to.topic, dump(message), tag=escape(queue)), confirm, to)
             return
         topic = topic_of(self._host, queue)
         if not self.cluster.has_topic(topic):
@@ -78,13 +79,13 @@ class Publishing(Queues):
             sharding_key=key,
             priority=priority,
         )
-        self._send(sent, until)
+        self._send(sent, until, confirm)
 
-    def _send(self, message: Message, until: int | None) -> None:
+    def _send(self, message: Message, until: int | None, confirm: bool) -> None:
         """Send, to be held until a time. A broker that holds for less gets it in steps, see `Channel.arrived`."""
         send = self.cluster.producer.send
         if until is None:
-            self._pass(message)
+            self._pass(message, confirm)
             return
         message.properties[names.TIMER_DELIVER_MS] = str(until)
         try:
@@ -97,10 +98,10 @@ class Publishing(Queues):
             message.properties[names.TIMER_DELIVER_MS] = str(min(until, step))
             send(message, key=message.sharding_key)
 
-    def _pass(self, message: Message, queue: MessageQueue | None = None) -> None:
+    def _pass(self, message: Message, confirm: bool, queue: MessageQueue | None = None) -> None:
         """Send, and wait for the answer unless nobody wants it."""
         producer, key = self.cluster.producer, message.sharding_key
-        if not self.connection.options.confirm_publish:
+        if not (confirm or self.connection.options.confirm_publish):
             try:
                 producer.send_oneway(message, queue=queue, key=key)
                 return
@@ -113,7 +114,7 @@ class Publishing(Queues):
         properties = {name: value for name, value in payload["properties"].items() if name not in _OF_DELIVERY}
         if redelivered:
             properties["redelivered"] = True
-        self._put(queue, {**payload, "properties": properties})
+        self._put(queue, {**payload, "properties": properties}, confirm=True)  # it may be acknowledged next
 
     def requeue(self, message: QueueMessage) -> None:
         """Put a message at the end of its queue again."""

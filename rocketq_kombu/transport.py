@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kombu.exceptions import ChannelError
@@ -164,16 +165,21 @@ class Transport(virtual.Transport):
         delivered = False
         while self._noticed:
             channel = self._noticed.pop()
-            if not channel.closed:
-                if channel.deliver():
-                    delivered = True
-                    if self._hub is not None:
-                        self._hub.call_soon(channel.fill)
-                        continue
-                channel.fill()
+            if channel.deliver():
+                delivered = True
+                if self._hub is not None:
+                    self._hub.call_soon(channel.fill)
+                    continue
+            channel.fill()
         if delivered and self._waker is not None:
-            self._waker.wake()
+            self._waker.wake_if_asked()
         return delivered
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Call after `delay` seconds, also where the event loop has just decided for how long it will wait."""
+        self.engine.calls.later(delay, call)
+        if self._waker is not None:
+            self._waker.wake()
 
     def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
         """Deliver what is there, or wait for it. Raises socket.timeout when nothing came."""

@@ -10,8 +10,9 @@ from typing import Any
 class Waker:
     """A pipe that a `kombu.asynchronous.Hub` reads.
 
-    Celery puts acknowledgements off by `Hub.call_soon`. What is put off while the hub calls whoever wants to be called
-    before it waits would lie there until something else happens, for up to a second.
+    A hub decides for how long it will wait, and then calls whoever wants to be called before it does. What it is asked
+    for meanwhile, by `Hub.call_soon` (as Celery puts acknowledgements off) or `Hub.call_later`, would lie there until
+    something else happens, for up to a second.
     """
 
     def __init__(self, hub: Any) -> None:
@@ -23,10 +24,14 @@ class Waker:
         hub.add_reader(self._out, self._read)
 
     def wake(self) -> None:
-        """Keep the hub from waiting, if it has been asked for something."""
+        """Keep the hub from waiting."""
+        with contextlib.suppress(BlockingIOError):  # it is full: the hub will not wait
+            os.write(self._in, b".")
+
+    def wake_if_asked(self) -> None:
+        """Keep the hub from waiting, if it has been asked for something by `call_soon`."""
         if getattr(self._hub, "_ready", True):
-            with contextlib.suppress(BlockingIOError):  # it is full: the hub will not wait
-                os.write(self._in, b".")
+            self.wake()
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections import Counter
 from typing import Any
 
@@ -9,29 +11,39 @@ import kombu
 import pytest
 from kombu.asynchronous.hub import Hub
 from kombu_kit import consuming, publish, turn_until
-from servers import ServerProcess
+from servers import ServerProcess, wait_until
 
+from rocketq.client.sync_producer import Producer
+from rocketq.errors import RequestTimeout
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.codes import RequestCode
+from rocketq_kombu import channel
+from rocketq_kombu.engine import Engine
 
 NUMBER = 64
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often a transport asked for what."""
+    asked: Counter[int] = Counter()
+    send = Engine.send
+
+    def count(self: Engine, address: str, code: int, *rest: Any, **options: Any) -> None:
+        asked[int(code)] += 1
+        send(self, address, code, *rest, **options)
+
+    monkeypatch.setattr(Engine, "send", count)
+    return asked
+
+
 def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_more(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, asked: Counter[int]
 ) -> None:
     queue = kombu.Queue("together", routing_key="together")
     hub = Hub()
     with kombu.Connection(url) as connection:
         publish(connection, queue, *range(NUMBER))
-        asked: Counter[int] = Counter()
-        send = connection.transport.engine.send
-
-        def count(address: str, code: int, *rest: Any, **options: Any) -> None:
-            asked[int(code)] += 1
-            send(address, code, *rest, **options)
-
-        monkeypatch.setattr(connection.transport.engine, "send", count)
         with consuming(connection, queue, prefetch=8, ack=False) as got:
             connection.register_with_event_loop(hub)
             for number in range(NUMBER):  # as Celery's pool takes them, one by one
@@ -49,6 +61,74 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
     with kombu.Connection(url) as connection, connection.channel() as channel:
         assert channel.queue_declare(queue="together", passive=True).message_count == 0
         assert channel.basic_get("together") is None
+
+
+def test_one_that_is_gathered_does_not_wait_until_something_else_happens(
+    url: str, asked: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery acknowledges when its event loop has decided for how long to wait: for a second, if nothing happens."""
+    monkeypatch.setattr(channel, "_GATHER", 0.05)
+    queue = kombu.Queue("alone", routing_key="alone")
+    hub = Hub()
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, 1)
+        with consuming(connection, queue, prefetch=8, ack=False) as got:
+            connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: asked[RequestCode.POP_MESSAGE] == 2, hub=hub)
+            got[0][1].channel._sent_at = time.monotonic()  # it asked for more just now
+            hub.call_soon(got[0][1].ack)
+            began = time.monotonic()
+            assert turn_until(connection, lambda: asked[RequestCode.ACK_MESSAGE], hub=hub)
+            assert time.monotonic() - began < 0.8
+    hub.close()
+
+
+def test_one_that_waited_for_a_renewal_is_sent_when_its_channel_is_closed(url: str, asked: Counter[int]) -> None:
+    queue = kombu.Queue("closed", routing_key="closed")
+    hub = Hub()
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, 1)
+        with consuming(connection, queue, prefetch=8, ack=False) as got:
+            connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: got, hub=hub)
+            message = got[0][1]
+            message.lease.busy = True
+            message.ack()
+        assert not asked[RequestCode.ACK_MESSAGE]
+        message.lease.busy = False
+        message.lease.settled()
+        assert turn_until(connection, lambda: asked[RequestCode.ACK_MESSAGE], hub=hub)
+    hub.close()
+
+
+def test_what_is_put_back_is_confirmed_always(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was stored may be lost otherwise: it is acknowledged next."""
+    queue = kombu.Queue("back", routing_key="back")
+    with kombu.Connection(url, transport_options={"confirm_publish": False}) as connection:
+        publish(connection, queue, "rejected")
+        with consuming(connection, queue, ack=False) as got:
+            assert turn_until(connection, lambda: got)
+            monkeypatch.setattr(Producer, "send_oneway", lambda *_, **__: pytest.fail("not confirmed"))
+            got[0][1].reject(requeue=True)
+            assert turn_until(connection, lambda: len(got) == 2)
+            got[1][1].ack()
+
+
+@pytest.mark.parametrize(("code", "kept"), [(RequestCode.ACK_MESSAGE, True), (RequestCode.POP_MESSAGE, False)])
+def test_a_connection_is_kept_for_messages_that_may_still_come_unless_others_did_not(
+    code: int, kept: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = Engine()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        answers: list[object] = []
+        engine.send(address, RequestCode.POP_MESSAGE, timeout=60, done=lambda _: None, lane="lane", wait=True)
+        engine.send(address, code, timeout=0.05, done=answers.append, lane="lane")
+        wait_until(lambda: engine.turn(0.1) or answers, 10, "it is late")
+        assert isinstance(answers[0], RequestTimeout)
+        assert ((address, "lane") in engine._links) is kept
+        assert not engine.answers(address, "lane")
+        engine.close()
 
 
 def test_one_that_is_not_to_be_confirmed_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
