@@ -419,10 +419,13 @@ class Broker:
             await self.locks.save()
             if self.config.is_slave:  # it may be started as the master next
                 self.offsets.forget_lost()
-            for table in (self.topics, self.groups, self.transactions, self.offsets, self.delay):
-                self.saver.save(table)
         except StoreError as error:
-            log.error("the broker's tables could not be written while it stops: %s", error)
+            log.error("not everything could be noted while the broker stops: %s", error)
+        for table in (self.topics, self.groups, self.transactions, self.offsets, self.delay):
+            try:
+                self.saver.save(table)
+            except StoreError as error:
+                log.error("%s could not be written while the broker stops: %s", table.path, error)
         self.store.on_durable = None
         self.store.close()
 

@@ -119,6 +119,8 @@ class Timer:
         self._saved_work = (0, 0)
         self._next_save = 0.0
         self._next_clean = 0.0
+        #: it was said that the next file of the log cannot be made
+        self._unprepared = False
 
     def handlers(self) -> dict[int, Handler]:
         return {
@@ -566,12 +568,12 @@ class Timer:
                 self._saved_work = work
             if store.durable_offset < files.durable:
                 return
-            await asyncio.to_thread(files.log.prepare_next)
             await asyncio.to_thread(files.save)
         except OSError as error:
             log.error("%s is behind what the broker has in memory: %s", files.check_path, error)
             return
         files.saved()
+        await self._prepare_next()
         self._next_save = max(now + _SAVE_EVERY, time.monotonic() + (time.monotonic() - now) * 10)
         if now >= self._next_clean:
             self._next_clean = now + _CLEAN_EVERY
@@ -579,6 +581,15 @@ class Timer:
                 await asyncio.to_thread(files.remove, files.log.forget_before(store.min_physical_offset))
             except OSError as error:
                 log.error("old files of %s cannot be removed: %s", files.log.directory, error)
+
+    async def _prepare_next(self) -> None:
+        try:
+            await asyncio.to_thread(self._log.prepare_next)
+            self._unprepared = False
+        except OSError as error:
+            if not self._unprepared:
+                log.warning("the next file of %s cannot be made yet: %s", self._log.directory, error)
+            self._unprepared = True
 
     def _capture(self) -> None:
         """Note what is to be saved once the CommitLog is on disk up to what is written now."""

@@ -69,7 +69,8 @@ class TimerLog:
         for name in sorted(files.listdir(self.directory)):
             if len(name) == 20 and name.isdigit():
                 self._fds[int(name)] = files.open(os.path.join(self.directory, name))
-        self._unsynced = set(self._fds)  # a run before that was killed may not have forced them to disk
+        # a run before that was killed may not have forced them to disk, nor their names
+        self._unsynced, self._renamed = set(self._fds), bool(self._fds)
         starts = list(self._fds)
         return all(
             files.size(fd) == self.file_size and start == starts[0] + index * self.file_size
@@ -148,6 +149,7 @@ class TimerLog:
             self._files.allocate(fd, self.file_size)
         except OSError:
             self._files.close(fd)
+            self._files.unlink(self._path(start))  # one of another size would make `open` doubt all of them
             raise
         return fd
 

@@ -351,6 +351,24 @@ def test_a_delivered_message_is_not_delivered_again_after_a_restart(tmp_path: Pa
     asyncio.run(main())
 
 
+def test_a_table_that_cannot_be_saved_at_the_end_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise StoreError("the disk is broken")
+
+    async def main() -> None:
+        async with running(tmp_path, message_delay_level="1s 2h") as (broker, wire):
+            await wire.store("T", b"soon", properties={"DELAY": "1"})
+            await eventually(lambda: broker.store.max_offset("T", 0) == 1, "the delivery")
+            monkeypatch.setattr(broker.offsets, "snapshot", lambda: refuse)
+        assert "consumerOffset.json could not be written" in caplog.text
+        async with running(tmp_path, message_delay_level="1s 2h") as (broker, _):
+            assert broker.delay.positions()[1] == (1, 1)
+
+    asyncio.run(main())
+
+
 def test_the_position_of_delayed_messages_waits_until_what_was_delivered_is_on_disk(tmp_path: Path) -> None:
     async def main() -> None:
         settings = {"message_delay_level": "1s", "flush_interval_commit_log": 600_000}

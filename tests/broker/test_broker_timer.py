@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,21 @@ def test_a_second_that_is_done_is_left_behind_by_a_clean_stop(kit: Kit) -> None:
     kit.open()
     kit.send("b", kit.now + 100)
     assert kit.advance(100) == ["b"]
+
+
+def test_a_disk_without_room_for_the_next_file_of_the_log_costs_no_checkpoint(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(fd: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for number in range(15):  # more than half a file
+        kit.send(str(number), START + 100_000)
+    kit.work()
+    monkeypatch.setattr(kit.timer._log._files, "allocate", full)
+    for count in (15, 16):
+        kit.checkpoint()
+        assert kit.timer._files.check.queue_offset == count
+        kit.send("more", START + 100_000)
+        kit.work()
+    assert caplog.text.count("cannot be made yet") == 1

@@ -1,5 +1,6 @@
 """Timer log, timer wheel and timer checkpoint: the bytes that Apache's broker reads and writes."""
 
+import errno
 import os
 import struct
 
@@ -261,3 +262,29 @@ def test_the_next_file_is_there_before_it_is_needed(make_log, tmp_path):
     log.prepare_next()
     log.close()  # what nobody needed goes
     assert len(list(directory.iterdir())) == 2
+
+
+class FullDisk(OsFiles):
+    """A disk on which a file gets half of its blocks."""
+
+    def allocate(self, fd, size):
+        super().allocate(fd, size // 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_for_which_there_is_no_room_leaves_nothing_behind(make_log, tmp_path):
+    log = make_log()
+    fill(log, 15)
+    log._files = FullDisk()
+    with pytest.raises(OSError, match="No space"):
+        log.prepare_next()
+    assert len(list((tmp_path / "timerlog").iterdir())) == 1
+    log._files = OsFiles()
+    log.close()
+    assert make_log().covers(15 * 52)
+
+
+def test_names_that_a_killed_run_may_not_have_forced_to_disk_are_forced(make_log):
+    assert not make_log().take_renamed()
+    fill(make_log(), 1)
+    assert make_log().take_renamed()
