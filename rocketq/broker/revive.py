@@ -57,7 +57,7 @@ class Revive:
         self._running = False
         #: the topics' version in which nothing is held of one that is gone
         self._looked_at: DataVersion | None = None
-        #: what a crash left copied and not settled: check point and offset
+        #: what a crash, or a refusal in the middle, left copied and not settled: check point and offset
         self._copied: set[tuple[Key, int]] = set()
         #: messages that came again, and those that went to the dead letters, since the start
         self.revived = self.dead = 0
@@ -127,26 +127,38 @@ class Revive:
         self._timer = at, loop.call_at(at, self.turn)
 
     def turn(self) -> None:
-        """Revive what is due."""
+        """Revive what is due. What cannot be revived holds up no other, as one topic alone may be refused."""
         self._timer = None
-        due = self._log.points.take_due(self._clock_ms(), _PER_TURN)
-        try:
-            for point in due:
+        points = self._log.points
+        due = points.take_due(self._clock_ms(), _PER_TURN)
+        done: list[CheckPoint] = []
+        copied, refused = self._copied.copy(), ""
+        for point in due:
+            try:
                 self._revive(point)
+                done.append(point)
+            except StoreError as error:
+                refused = str(error)
+            except Exception:  # whatever it is: nobody would notice that messages come no more
+                log.exception("pops of topic %s whose lease is over wait, they cannot be revived", point.key.topic)
+        try:
             self._store.write()
         except StoreError as error:
-            log.warning("%d pops whose lease is over wait, the store refuses them: %s", len(due), error)
-            self._log.points.again(due)
-            self._later(_RETRY_AFTER)
-            return
-        except Exception:  # whatever it is: nobody would notice that messages come no more
+            refused, done, self._copied = str(error), [], copied
+        except Exception:
             log.exception("%d pops whose lease is over wait, they cannot be revived", len(due))
-            self._log.points.again(due)
+            done, self._copied = [], copied
+        for point in done:
+            points.remove(point)
+        self._copied = {each for each in self._copied if each[0] in points}
+        if refused:
+            waiting = len(due) - len(done)
+            log.warning("%d pops whose lease is over wait, the store refuses them: %s", waiting, refused)
+        if len(done) < len(due):
+            points.again(point for point in due if point.key in points)
             self._later(_RETRY_AFTER)
-            return
-        for point in due:
-            self._log.points.remove(point)
-        self.schedule()
+        else:
+            self.schedule()
 
     def _revive(self, point: CheckPoint) -> None:
         """Append what is left of a check point once more, and that it is settled. Raises StoreFull."""
@@ -157,6 +169,7 @@ class Revive:
                 record = None if (point.key, offset) in self._copied else self._record(topic, queue_id, offset)
                 if record is not None:
                     self._again(point, record)
+                    self._copied.add((point.key, offset))
         else:
             log.info("topic %s or group %s is gone, %d messages are not given out again", topic, group, len(left))
         self._log.settled(point.key, left)

@@ -16,6 +16,7 @@ from pop_kit import Held, PopKit, ack, ack_all, bodies, create, held, lease, now
 
 from rocketq.broker.checkpoints import CheckPoint, CheckPoints, Key
 from rocketq.broker.server import Broker
+from rocketq.errors import StoreFull
 from rocketq.message import decode_messages
 from rocketq.remoting.command import Command
 from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse
@@ -465,6 +466,39 @@ def test_a_crash_in_the_middle_of_a_revival_leaves_one_copy(
     kit.advance(100_000)
     (stored,) = kit.store.read(again, 0, 0, 32).buffers
     assert [message.body for message in decode_messages(stored)] == [b"a", b"b"]
+    kit.close()
+
+
+def test_a_topic_that_takes_nothing_now_holds_up_no_other_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = PopKit(tmp_path)
+    for topic in "ABC":
+        for body in (b"1", b"2"):
+            kit.send(topic, 0, body)
+    kit.topics.adopt(kit.store.queues())
+    for topic in "ABC":
+        kit.pop(topic)
+    append, calls = kit.store.append, 0
+
+    def refuse(topic: str, *arguments: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += topic == "%RETRY%G_B"
+        if topic == "%RETRY%G_B" and calls != 1:  # it is refused in the middle
+            raise StoreFull("topic %RETRY%G_B is being deleted")
+        return append(topic, *arguments, **more)
+
+    monkeypatch.setattr(kit.revive, "_later", lambda seconds: None)
+    kit.now += 100_000
+    with monkeypatch.context() as patch:
+        patch.setattr(kit.store, "append", refuse)
+        for _ in range(3):
+            kit.revive.turn()
+    assert [point.key.topic for point in kit.log.points] == ["B"]
+    kit.revive.turn()
+    assert not list(kit.log.points)
+    assert not kit.revive._copied
+    assert [kit.store.max_offset(f"%RETRY%G_{topic}", 0) for topic in "ABC"] == [2, 2, 2]
     kit.close()
 
 
