@@ -222,17 +222,30 @@ class GroupMember:
         """Those of the queues for which it is known that nobody else is further."""
         queues = list(queues)
         asked = await asyncio.gather(*[self._overtaken(one) for one in queues], return_exceptions=True)
+        for one, answer in zip(queues, asked, strict=True):
+            if isinstance(answer, RocketQError):
+                level = self._troubles.level(one.queue.broker_name)
+                log.log(
+                    level,
+                    "group %s: no commit for %s, whether another member went on in it is not known: %s",
+                    self.group,
+                    one.queue,
+                    answer,
+                )
+            elif isinstance(answer, BaseException):
+                raise answer
         return [one for one, overtaken in zip(queues, asked, strict=True) if overtaken is False]
 
     def _done_up_to(self, one: Assigned) -> int:
         """What may be committed of a queue."""
         return one.process.commit_offset
 
-    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> set[MessageQueue]:
+        """Stores how far the queues are done; failures are logged. Returns those of which it is known to be there."""
         queues = list(queues)
         for one in queues:
-            self.offsets.update(one.queue, one.process.commit_offset)
-        await self.offsets.persist([one.queue for one in queues], wait=wait)
+            self.offsets.update(one.queue, self._done_up_to(one))
+        return await self.offsets.persist([one.queue for one in queues], wait=wait)
 
     # what brokers ask
 

@@ -32,8 +32,11 @@ class OffsetStore(Protocol):
 
     def update(self, queue: MessageQueue, offset: int) -> None: ...
 
-    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> None:
-        """Writes what was remembered for these queues; failures are logged. `wait`: until it is known to be there."""
+    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> set[MessageQueue]:
+        """Writes what was remembered for these queues; failures are logged. `wait`: until it is known to be there.
+
+        Returns the queues of which that is known.
+        """
         ...
 
     def forget(self, queue: MessageQueue) -> None: ...
@@ -63,16 +66,18 @@ class BrokerOffsets:
     def known(self, queue: MessageQueue) -> int | None:
         return self._table.get(queue)
 
-    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> None:
+    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> set[MessageQueue]:
         old = time.monotonic() - AGAIN
-        due = [queue for queue in queues if wait or self._is_due(queue, old)]
-        await asyncio.gather(*[self._persist(queue, wait) for queue in due if queue in self._table])
+        due = [queue for queue in queues if queue in self._table and (wait or self._is_due(queue, old))]
+        stored = await asyncio.gather(*[self._persist(queue, wait) for queue in due])
+        return {queue for queue, known in zip(due, stored, strict=True) if known}
 
     def _is_due(self, queue: MessageQueue, old: float) -> bool:
         offset, sent_at = self._sent.get(queue, (None, old))
         return self._table.get(queue) != offset or sent_at <= old
 
-    async def _persist(self, queue: MessageQueue, wait: bool) -> None:
+    async def _persist(self, queue: MessageQueue, wait: bool) -> bool:
+        """Whether it is known to be there."""
         offset = self._table[queue]
         try:
             await self._calls.commit(queue, offset, oneway=not wait)
@@ -81,9 +86,10 @@ class BrokerOffsets:
             log.log(
                 level, "group %s: offset %d of %s is not committed: %s", self._calls.group, offset, queue, error
             )
-        else:
-            self._troubles.over(queue.broker_name)
-            self._sent[queue] = offset, time.monotonic()
+            return False
+        self._troubles.over(queue.broker_name)
+        self._sent[queue] = offset, time.monotonic()
+        return wait
 
     def forget(self, queue: MessageQueue) -> None:
         self._table.pop(queue, None)
@@ -135,10 +141,10 @@ class LocalOffsets:
                     log.warning("offsets in %s cannot be read: %s", path, error)
         return self._table
 
-    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> None:
+    async def persist(self, queues: Iterable[MessageQueue], *, wait: bool = False) -> set[MessageQueue]:
         data = javajson.dumps({"offsetTable": self._load()}, pretty=True)
         if data == self._written:
-            return
+            return set(queues)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
@@ -148,5 +154,6 @@ class LocalOffsets:
             fresh.replace(self.path)
         except OSError as error:
             log.warning("offsets cannot be written to %s: %s", self.path, error)
-        else:
-            self._written = data
+            return set()
+        self._written = data
+        return set(queues)

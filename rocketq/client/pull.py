@@ -91,7 +91,7 @@ class PullConsumer(GroupMember):
         self._by_hand = False
         #: Positions before the last poll: what may be committed without a word of the user.
         self._safe: dict[MessageQueue, int] = {}
-        #: Queues whose position the user has chosen, and that were not committed since.
+        #: Queues whose position the user has chosen, and of which no commit is known to be stored since.
         self._sought: set[MessageQueue] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -148,7 +148,7 @@ class PullConsumer(GroupMember):
             one.drop()
             await cancel_all(one.tasks)
         if self.auto_commit:
-            await self._commit(self.assigned.values(), wait=True)
+            await self.commit()
         self.assigned.clear()
         if self._tracer is not None:
             await self._tracer.close()
@@ -246,7 +246,7 @@ class PullConsumer(GroupMember):
         if not self._running:
             raise ConfigError(f"consumer group {self.group}: not started (or closed)")
         end = time.monotonic() + timeout
-        self._safe = {queue: one.process.commit_offset for queue, one in self.assigned.items()}
+        self._all_safe()
         while True:
             self._arrived.clear()
             for queue, one in list(self.assigned.items()):
@@ -269,46 +269,50 @@ class PullConsumer(GroupMember):
 
         Not of those in which another member of the group went on while the broker took this one for gone.
         """
+        self._all_safe()
         await self._commit(self.assigned.values(), wait=True)
 
-    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+    def _all_safe(self) -> None:
+        """The user is done with what polls returned."""
+        self._safe = {queue: one.process.commit_offset for queue, one in self.assigned.items()}
+
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> set[MessageQueue]:
         queues = await self._not_overtaken(queues)
-        await super()._commit(queues, wait=wait)
-        self._sought.difference_update(one.queue for one in queues)
+        wait = wait or any(one.queue in self._sought for one in queues)
+        stored = await super()._commit(queues, wait=wait)
+        for one in queues:
+            chosen_anew = self.assigned.get(one.queue) is not one
+            if one.queue in stored and not chosen_anew:
+                self._sought.discard(one.queue)
+        return stored
 
     async def _overtaken(self, one: Assigned) -> bool:
         """As for all members, but what the user takes by hand, or goes back to, is the user's affair."""
         if self._by_hand or one.queue in self._sought:
             return False
-        return await super()._overtaken(one)
+        overtaken = await super()._overtaken(one)
+        if overtaken and one.queue not in self.assigned:
+            self._safe.pop(one.queue, None)  # when it is ours again, this is behind where the group is
+        return overtaken
 
     def _done_up_to(self, one: Assigned) -> int:
         position = one.process.commit_offset
         return self._safe.get(one.queue, position) if self.auto_commit else position
 
-    async def _commit_safe(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
-        """Stores the positions before the last poll."""
-        queues = [one for one in await self._not_overtaken(queues) if one.queue in self._safe]
-        for one in queues:
-            self.offsets.update(one.queue, self._safe[one.queue])
-        await self.offsets.persist([one.queue for one in queues], wait=wait)
-        self._sought.difference_update(one.queue for one in queues)
-
     async def _keep_offsets(self) -> None:
         while True:
             await asyncio.sleep(self.persist_interval)
             if self.auto_commit:
-                await self._commit_safe(self.assigned.values())
+                await self._commit([one for queue, one in self.assigned.items() if queue in self._safe])
 
     async def _revoke(self, one: Assigned) -> None:
         """Lets go of a queue: with `auto_commit` what was polled before the last poll is stored, else nothing."""
         del self.assigned[one.queue]
         self.membership.calls.forget(one.queue)
-        self._safe.setdefault(one.queue, one.process.commit_offset)
         one.drop()
         await cancel_all(one.tasks)
         if self.auto_commit:
-            await self._commit_safe([one], wait=True)
+            await self._commit([one], wait=True)
         self._safe.pop(one.queue, None)
         self._sought.discard(one.queue)
         self.offsets.forget(one.queue)

@@ -309,13 +309,13 @@ class PushConsumer(GroupMember):
             if consume:
                 log.warning("group %s: %s is let go of when its running handler returns", self.group, one.queue)
 
-    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> None:
+    async def _commit(self, queues: Iterable[Assigned], *, wait: bool = False) -> set[MessageQueue]:
         """Not for queues in which another member may be further than we know."""
         if self._locks is not None:
             queues = [one for one in queues if one.locked]
         elif not self.broadcast:
             queues = await self._not_overtaken(queues)
-        await super()._commit(queues, wait=wait)
+        return await super()._commit(queues, wait=wait)
 
     # periodic work
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 from client_helpers import fresh, until
 
 from rocketq.client import AsyncProducer, PullConsumer
-from rocketq.errors import ConfigError
+from rocketq.client.assigned import Assigned
+from rocketq.errors import ConfigError, ConnectFailed
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 
 
@@ -97,6 +99,9 @@ def test_automatic_commits_leave_out_the_poll_that_is_being_worked_on(namesrv: s
             await asyncio.wait_for(look(), 20)
             await asyncio.sleep(0.1)
             assert await consumer.committed(queue) == 4
+            await consumer.commit()
+            await consumer._commit(consumer.assigned.values(), wait=True)  # as the next automatic one does
+            assert await consumer.committed(queue) == 7
 
     asyncio.run(main())
 
@@ -188,6 +193,30 @@ def test_who_was_taken_for_gone_goes_on_where_the_group_is(namesrv: str, auto_co
     asyncio.run(main())
 
 
+def test_a_queue_that_is_had_again_is_not_committed_where_it_was_before(namesrv: str) -> None:
+    topic, group = fresh("Again"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(20)])
+        heir = PullConsumer(group, namesrv, auto_commit=False)
+        consumer = PullConsumer(group, namesrv, from_where="FIRST", persist_interval=60.0)
+        consumer.subscribe(topic)
+        async with heir, consumer:
+            assert [message.body for message in await consumer.poll(10.0, max_messages=1)] == [b"0"]
+            await heir.assign([queue])
+            await heir.seek(queue, 15)
+            await heir.commit()
+            one = consumer.assigned[queue]
+            cut(consumer, queue)
+            await until(lambda: consumer.membership.losses(queue) != one.losses, "the loss")
+            await consumer._commit([one], wait=True)
+            await until(lambda: consumer.assigned.get(queue) not in (None, one), "the queue again")
+            await consumer._commit(consumer.assigned.values(), wait=True)
+            assert await heir.committed(queue) == 15
+
+    asyncio.run(main())
+
+
 def test_who_goes_back_stays_there_when_the_connection_is_lost(namesrv: str) -> None:
     topic, group = fresh("Back"), fresh("G")
 
@@ -204,6 +233,98 @@ def test_who_goes_back_stays_there_when_the_connection_is_lost(namesrv: str) -> 
             assert consumer.position(queue) == 20
 
     asyncio.run(main())
+
+
+def test_a_position_that_could_not_be_committed_stays_the_users_choice(
+    namesrv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = fresh("Unstored"), fresh("G")
+    refused = 0
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(20)])
+        consumer = PullConsumer(
+            group, namesrv, from_where="FIRST", persist_interval=0.02, max_messages=1, pull_batch=1
+        )
+        consumer.subscribe(topic)
+
+        async def lost(queue: MessageQueue, offset: int, *, oneway: bool) -> None:
+            nonlocal refused
+            refused += 1
+            if not oneway:
+                raise ConnectFailed("the broker is away")
+
+        async with consumer:
+            assert len(await drain(consumer, 20)) == 20
+            await consumer.commit()
+            with monkeypatch.context() as away:
+                away.setattr(consumer.membership.calls, "commit", lost)
+                await consumer.seek(queue, 5)
+                assert [message.body for message in await consumer.poll(10.0, max_messages=1)] == [b"5"]
+                await until(lambda: refused >= 2, "two automatic commits")
+                cut(consumer, queue)
+            assert await drain(consumer, 14) == [str(n) for n in range(6, 20)]
+            await consumer.poll(0.0)
+            await until(lambda: not consumer._sought, "a commit that is stored")
+
+    asyncio.run(main())
+
+
+def test_a_position_that_is_chosen_during_a_commit_is_not_taken_for_committed(
+    namesrv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group = fresh("Meanwhile"), fresh("G")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, *[str(n) for n in range(20)])
+        consumer = PullConsumer(
+            group, namesrv, from_where="FIRST", auto_commit=False, max_messages=1, pull_batch=1
+        )
+        consumer.subscribe(topic)
+        commit = consumer.membership.calls.commit
+
+        async def while_seeking(queue: MessageQueue, offset: int, *, oneway: bool) -> None:
+            await consumer.seek(queue, 5)
+            await commit(queue, offset, oneway=oneway)
+
+        async with consumer:
+            assert len(await drain(consumer, 20)) == 20
+            monkeypatch.setattr(consumer.membership.calls, "commit", while_seeking)
+            await consumer.commit()
+            assert await consumer.committed(queue) == 20
+            cut(consumer, queue)
+            assert await drain(consumer, 15) == [str(n) for n in range(5, 20)]
+
+    asyncio.run(main())
+
+
+def test_why_a_commit_is_left_out_is_said_and_a_defect_is_raised(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = MessageQueue("T", "b", 0)
+    error: Exception = ConnectFailed("the broker is away")
+
+    async def committed(queue: MessageQueue) -> int:
+        raise error
+
+    async def main() -> None:
+        nonlocal error
+        consumer = PullConsumer("G", "127.0.0.1:1", auto_commit=False)
+        monkeypatch.setattr(consumer.membership.calls, "committed", committed)
+        consumer.assigned[queue] = Assigned(queue, 3)
+        consumer.assigned[queue].losses = -1  # the connection was lost since
+        await consumer.commit()
+        await consumer.commit()
+        assert consumer.offsets.known(queue) is None
+        error = ZeroDivisionError("a defect")
+        with pytest.raises(ZeroDivisionError):
+            await consumer.commit()
+
+    with caplog.at_level(logging.INFO, "rocketq.client"):
+        asyncio.run(main())
+    (line,) = caplog.messages
+    assert f"no commit for {queue}" in line
+    assert "the broker is away" in line
 
 
 async def committed(namesrv: str, group: str, queue: MessageQueue) -> int | None:
