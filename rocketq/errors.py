@@ -18,6 +18,7 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "TooManyInFlight",
+    "TopicBeingDeleted",
 ]
 
 
@@ -85,6 +86,10 @@ class StoreError(RocketQError):
 
 class StoreFull(StoreError):
     """The disk is full or past its mark: writes are refused, reads go on."""
+
+
+class TopicBeingDeleted(StoreFull):
+    """A topic of this name is being deleted: it takes messages again when that is done."""
 
 
 class StoreLocked(StoreError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rocketq import properties as props
 from rocketq.broker.statistics import Statistics
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError, StoreFull
+from rocketq.errors import StoreError, StoreFull, TopicBeingDeleted
 from rocketq.properties import encode_properties
 from rocketq.remoting.codes import FLAG_RESPONSE, JSON, VERSION, Language, ResponseCode
 from rocketq.remoting.command import Command, encode_response
@@ -75,6 +75,8 @@ def _binary_entry(key: str, value: str) -> bytes:
 
 def full_remark(error: StoreFull) -> str:
     """What a producer is told when nothing can be stored."""
+    if isinstance(error, TopicBeingDeleted):
+        return f"service not available now. {error}"
     return f"service not available now. The broker's disk is full, or writing was stopped: {error}"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from rocketq.broker.topics import Topics
+from rocketq.errors import StoreError
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command, encode_response
 from rocketq.remoting.server import Connection, Handler, Reply
@@ -39,22 +40,34 @@ class Cleaning:
         self._store.retention.request()
         return encode_response(request, ResponseCode.SUCCESS)
 
-    async def delete_queues(self, topic: str) -> None:
-        """Remove the queues of a topic with their files: whoever asks for it waits for the disk. Raises StoreError.
+    async def delete_queues(self, *topics: str) -> None:
+        """Remove the queues of topics with their files: whoever asks for it waits for the disk. Raises StoreError.
 
-        What is sent to the topic meanwhile is refused.
+        What is sent to the topics meanwhile is refused. One that cannot be deleted keeps none of the others.
         """
+        gone: list[str] = []
+        failure: StoreError | None = None
         async with self._deleting:
-            removed = self._store.forget_topic(topic)
-            if removed is not None:
-                await asyncio.wrap_future(removed)
+            for topic in topics:
+                try:
+                    removed = self._store.forget_topic(topic)
+                    if removed is not None:
+                        await asyncio.wrap_future(removed)
+                        gone.append(topic)
+                except StoreError as error:
+                    log.error("%s", error)
+                    failure = error
+            if gone:
                 await asyncio.wrap_future(self._store.save_soon())
-                self._store.topic_gone(topic)
+                for topic in gone:
+                    self._store.topic_gone(topic)
+        if failure is not None:
+            raise failure
 
     async def _unused_topics(self, connection: Connection, request: Command) -> Reply:
-        unused = {topic for topic, _ in self._store.queues() if topic not in self._topics.table}
-        for topic in sorted(unused):
-            if not self._topics.is_system(topic):
-                log.info("%s removes the queues of topic %s, which does not exist", connection.peer, topic)
-                await self.delete_queues(topic)
+        there = {topic for topic, _ in self._store.queues() if topic not in self._topics.table}
+        unused = sorted(topic for topic in there if not self._topics.is_system(topic))
+        if unused:
+            log.info("%s removes the queues of topics that do not exist: %s", connection.peer, ", ".join(unused))
+            await self.delete_queues(*unused)
         return encode_response(request, ResponseCode.SUCCESS)

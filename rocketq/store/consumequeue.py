@@ -17,7 +17,7 @@ import struct
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
-from rocketq.errors import StoreError, StoreFull
+from rocketq.errors import StoreError, TopicBeingDeleted
 from rocketq.store.files import Files
 from rocketq.store.values import Appended
 
@@ -162,11 +162,13 @@ class ConsumeQueues:
         return queue
 
     def obtain(self, topic: str, queue_id: int) -> Queue:
-        """The queue; a new one if need be. Raises StoreFull while the topic is being deleted."""
+        """The queue; a new one if need be. Raises TopicBeingDeleted."""
         queue = self.get(topic, queue_id)
         if queue is None:
             if topic in self._deleting:
-                raise StoreFull(f"topic {topic} is being deleted: send again when that is done")
+                raise TopicBeingDeleted(
+                    f"topic {topic} is being deleted: send again when that is done, or delete it again if it failed"
+                )
             queue = self.table[topic, queue_id] = Queue(topic, queue_id)
         return queue
 
@@ -435,18 +437,44 @@ class ConsumeQueues:
         return topic in self._deleting
 
     def remove(self, topic: str) -> None:
-        """Remove the files of a topic that was forgotten. May run on another thread."""
+        """Remove the files of a topic that was forgotten. May run on another thread.
+
+        Files that are not the store's stay, with their directories: no message is in them, and they are named.
+        """
         files = self._files
         directory = os.path.join(self.directory, topic)
-        for queue_id in files.listdir(directory):
-            queue = os.path.join(directory, queue_id)
-            for name in files.listdir(queue):
-                if len(name) == 20 and name.isdigit():
-                    files.unlink(os.path.join(queue, name))
-            files.rmdir(queue)
-        if files.exists(directory):
+        if not files.exists(directory):
+            return
+        others: list[str] = []
+        for name in files.listdir(directory):
+            path = os.path.join(directory, name)
+            others += self._remove_queue(path) if name.isdigit() else [path]
+        if others:
+            files.fsync_dir(directory)
+            log.warning(
+                "topic %s is deleted but for %s, not the store's: remove that, or a restart finds an empty topic",
+                topic,
+                ", ".join(others),
+            )
+        else:
             files.rmdir(directory)
             files.fsync_dir(self.directory)
+
+    def _remove_queue(self, directory: str) -> list[str]:
+        """Remove a queue's files, and the directory unless there are others in it; those are returned."""
+        files = self._files
+        others: list[str] = []
+        for name in files.listdir(directory):
+            path = os.path.join(directory, name)
+            if len(name) == 20 and name.isdigit():
+                files.unlink(path)
+            else:
+                others.append(path)
+        if others:
+            files.fsync_dir(directory)
+        else:
+            files.rmdir(directory)
+        return others
 
     def forgotten(self, topic: str) -> None:
         """All of a topic is gone: it may begin anew."""

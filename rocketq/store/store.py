@@ -603,7 +603,9 @@ class MessageStore(Reader):
         try:
             self.consume_queues.remove(topic)
         except OSError as error:
-            raise store_error(f"cannot delete the queues of topic {topic}, delete it again", error) from error
+            what = f"cannot delete the queues of topic {topic}, which takes nothing until it is deleted again"
+            where = error.filename or self.consume_queues.directory
+            raise store_error(f"{what}: {where}", error) from error
 
     def save_soon(self) -> Future[None]:
         """Second step: done when a checkpoint is saved, so that an unclean stop does not bring the queues back.

@@ -381,6 +381,38 @@ def test_the_position_of_delayed_messages_waits_until_what_was_delivered_is_on_d
     asyncio.run(main())
 
 
+def test_a_topic_that_cannot_be_deleted_says_so_to_producers_and_keeps_no_other(tmp_path: Path) -> None:
+    class BadDisk(OsFiles):
+        bad = True
+
+        def unlink(self, path: str) -> None:
+            if self.bad and "/consumequeue/Bad/" in path:
+                raise OSError(errno.EIO, "Input/output error", path)
+            super().unlink(path)
+
+    async def main() -> None:
+        disk = BadDisk()
+        async with running(tmp_path, files=disk) as (broker, wire):
+            for topic in ("Bad", "Good"):
+                await wire.store(topic, b"old")
+                broker.topics.delete(topic)
+            broker.store.consume_queues.flush(100)
+            refused = await wire.call(316)
+            assert refused.code == 1
+            assert f"/consumequeue/Bad/0/{0:020}" in (refused.remark or "")
+            assert (await wire.store("Good", b"new")).ext["queueOffset"] == "0"
+            answer = await wire.store("Bad")
+            assert answer.code == 14
+            assert "topic Bad is being deleted" in (answer.remark or "")
+            assert "disk" not in (answer.remark or "")
+            disk.bad = False
+            assert (await wire.call(215, {"topic": "Bad"})).code == 0
+            assert (await wire.store("Bad", b"new")).ext["queueOffset"] == "0"
+            assert [message.body for message in await wire.messages("Bad")] == [b"new"]
+
+    asyncio.run(main())
+
+
 def test_a_message_that_the_disk_changed_is_handed_to_nobody_and_holds_up_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

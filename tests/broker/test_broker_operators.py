@@ -124,14 +124,20 @@ def test_a_group_that_is_forbidden_a_topic_cannot_read_it(tmp_path: Path, restar
         with_broker(tmp_path, refused)
 
 
-def test_queues_of_topics_that_do_not_exist_are_removed_on_request(tmp_path: Path) -> None:
+def test_queues_of_topics_that_do_not_exist_are_removed_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
-        await wire.store("F")
-        await wire.store("Kept")
-        broker.topics.delete("F")
+        save_soon, saved = broker.store.save_soon, []
+        monkeypatch.setattr(broker.store, "save_soon", lambda: saved.append(1) or save_soon())
+        for topic in ("F", "G", "H", "Kept"):
+            await wire.store(topic)
+        for topic in ("F", "G", "H"):
+            broker.topics.delete(topic)
         for code in (306, 316, 329):
             assert (await wire.call(code)).code == 0
-        assert "F" not in {topic for topic, _ in broker.store.queues()}
+        assert not {"F", "G", "H"} & {topic for topic, _ in broker.store.queues()}
+        assert len(saved) == 1  # the disk is waited for once
         assert broker.store.max_offset("Kept", 0) == 1
 
     with_broker(tmp_path, test)
