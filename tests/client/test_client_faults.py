@@ -204,16 +204,24 @@ def test_what_was_fetched_is_not_lost_when_the_next_offset_is_not_there(namesrv:
     asyncio.run(main())
 
 
-def test_a_queue_that_goes_takes_no_commit_of_what_is_being_worked_on(namesrv: str) -> None:
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_queue_that_goes_takes_no_commit_of_what_is_being_worked_on(namesrv: str, by_hand: bool) -> None:
     topic = fresh("Revoked")
 
     async def main() -> None:
         queue = await publish(namesrv, topic, 10)
-        async with PullConsumer(fresh("G"), namesrv, from_where="FIRST", persist_interval=60) as consumer:
-            await consumer.assign([queue])
+        consumer = PullConsumer(fresh("G"), namesrv, from_where="FIRST", persist_interval=60)
+        if not by_hand:
+            consumer.subscribe(topic)
+        async with consumer:
+            if by_hand:
+                await consumer.assign([queue])
             await consumer.poll(10.0, max_messages=4)
             await consumer.poll(10.0, max_messages=3)
-            await consumer.assign([])
+            if by_hand:
+                await consumer.assign([])
+            else:
+                await consumer._revoke(consumer.assigned[queue])
             assert await consumer.committed(queue) == 4
 
     asyncio.run(main())
