@@ -62,8 +62,9 @@ class PopConsumer:
     `on_retried`, `on_dead_lettered`, `trace`, `instance` and further options are those of `PushConsumer`; the handler
     gets one message a call. A `RetryLater` may name any delay. `lease`: seconds until a message comes again when this
     process is not heard of any more; it is renewed while the message waits or is worked on. `grace`: seconds until it
-    comes again when the process has ended, or its connections; a living one connects anew within that time. Consumers
-    that share an instance should have the same.
+    comes again when the process has ended, or its connections; a living one connects anew within that time (where the
+    network may keep it from that for longer, take as many as `lease` has). Consumers that share an instance should have
+    the same.
 
     Raises InvalidMessage for an illegal group or topic, ConfigError for bad settings.
     """

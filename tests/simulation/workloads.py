@@ -390,6 +390,7 @@ class Leased(Workload):
             handler=lambda messages: self._handle(consumer, messages[0]),
             from_where="FIRST",
             lease=self.simulation.lease,
+            grace=self.simulation.lease,  # networks that end connections are cut for longer than the default, too
             concurrency=3,
             **self.options,
         )
