@@ -188,7 +188,8 @@ class Channel(Publishing):
         """Send the acknowledgements that wait, and ask for as much as may be delivered."""
         if self.closed:  # an acknowledgement may have waited for the renewal of its lease
             self.keeper.flush()
-        if self.closed or self._filling:
+            return
+        if self._filling:
             return
         self._filling = True
         try:

@@ -223,8 +223,8 @@ class Sender:
         deliver_time = None
         recall_handle = ""
         try:
-            if self._batch.busy and self._store.writable:
-                raise self._flow_control()
+            if self._batch.busy:
+                self._control_flow()
             limit = self._open.get(topic)
             if limit is None:
                 limit = self._check_topic(connection, topic, header)
@@ -298,8 +298,8 @@ class Sender:
 
     def accept(self, connection: Connection, header: SendHeader | SendHeaderV2, body: bytes) -> int:
         """The queue for a message that somebody else stores. Raises Refused as for a send."""
-        if self._batch.busy and self._store.writable:
-            raise self._flow_control()
+        if self._batch.busy:
+            self._control_flow()
         limit = self._open.get(header.topic)
         if limit is None:
             limit = self._check_topic(connection, header.topic, header)
@@ -500,9 +500,11 @@ class Sender:
             remark = f"sysFlag says that the message is transactional, its property {props.TRAN_MSG} does not"
             raise Refused(ResponseCode.MESSAGE_ILLEGAL, remark)
 
-    def _flow_control(self) -> Refused:
-        self._statistics.flow_controlled += 1
-        return Refused(ResponseCode.SYSTEM_BUSY, self._batch.busy)
+    def _control_flow(self) -> None:
+        """Refuse a send while the disk does not keep up; a store that takes nothing at all says so itself."""
+        if self._store.writable:
+            self._statistics.flow_controlled += 1
+            raise Refused(ResponseCode.SYSTEM_BUSY, self._batch.busy)
 
     def _refusal(self, request: Command, code: ResponseCode, remark: str) -> bytes:
         return encode_response(request, code, remark, self._batch.ext)
@@ -513,8 +515,8 @@ class Sender:
         header = request.header(SendHeaderV2)
         topic = header.topic
         try:
-            if self._batch.busy and self._store.writable:
-                raise self._flow_control()
+            if self._batch.busy:
+                self._control_flow()
             limit = self._open.get(topic)
             if limit is None:
                 limit = self._check_topic(connection, topic, header)

@@ -410,9 +410,7 @@ class MessageStore(Reader):
             raise self._write_failed(error, flusher.written) from error
         self._batch = []
         end = self._parts_at = self._tail
-        flusher.advance(end)
-        if self.log.end != self._prepared_at:
-            self._prepare_next()
+        self._written(end)
         if self._sync:
             self._undispatched.append((end, batch))
             self.undispatched += len(batch)
@@ -460,9 +458,7 @@ class MessageStore(Reader):
         except OSError as error:
             raise self._write_failed(error, flusher.written) from error
         self._tail = self._parts_at = end
-        flusher.advance(end)
-        if self.log.end != self._prepared_at:
-            self._prepare_next()
+        self._written(end)
         if not self._sync:
             self._take_in(end)
 
@@ -481,6 +477,12 @@ class MessageStore(Reader):
     def flush(self) -> None:
         """Force what is written to disk, on this thread."""
         self._flusher.flush()
+
+    def _written(self, end: int) -> None:
+        """The log has got as far as this: the flusher may go on, and the next file may have to be made."""
+        self._flusher.advance(end)
+        if self.log.end != self._prepared_at:
+            self._prepare_next()
 
     def force(self, offset: int) -> None:
         """Return when the log is on disk up to `offset`. May run on any thread. Raises StoreError."""
@@ -615,11 +617,10 @@ class MessageStore(Reader):
         self._helping()
         self.advance()
         try:
-            self.index.flush()
-            self.consume_queues.flush(self.consume_queues.dirty_count)
+            checkpoint = self._note_all()
         except OSError as error:
             raise store_error("cannot write ConsumeQueue or index files", error) from error
-        return self._begin_saving(self._note())
+        return self._begin_saving(checkpoint)
 
     def topic_gone(self, topic: str) -> None:
         """Last step: the topic may begin anew. Raises StoreError when the second step has failed."""
@@ -775,14 +776,18 @@ class MessageStore(Reader):
             )
             log.error("%s", self._broken)
 
+    def _note_all(self) -> Checkpoint:
+        """Write all entries, and return the checkpoint that covers them. Raises OSError."""
+        self.index.flush()
+        self.consume_queues.flush(self.consume_queues.dirty_count)
+        return self._note()
+
     def _save_now(self) -> None:
         """Save a checkpoint of everything, on this thread."""
         if self._saving is not None:
             self._saving.result()
             self._saving = None
         self._goal = None
-        self.index.flush()
-        self.consume_queues.flush(self.consume_queues.dirty_count)
-        checkpoint = self._note()
+        checkpoint = self._note_all()
         self._save(checkpoint, *self._changed())
         self._saved_offset = checkpoint.offset or 0
