@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import islice
 
 from rocketq import properties as props
 from rocketq.broker.checkpoints import CheckPoint, Key
@@ -32,7 +33,7 @@ log = logging.getLogger("rocketq.broker")
 
 #: Check points before others get their turn on the loop.
 _PER_TURN = 64
-#: Seconds to wait after the store refused, and to the next look at the clock, which may be set.
+#: Seconds until what could not be revived is tried again, and to the next look at the clock, which may be set.
 _RETRY_AFTER, _LOOK_AGAIN = 1.0, 1.0
 
 
@@ -55,6 +56,9 @@ class Revive:
         #: when the next look is, and what looks then; uvloop's own handles do not say when
         self._timer: tuple[float, asyncio.TimerHandle] | None = None
         self._running = False
+        #: what could not be revived, by retry topic, and what tries it again
+        self._aside: dict[str, dict[Key, CheckPoint]] = {}
+        self._retry: asyncio.TimerHandle | None = None
         #: the topics' version in which nothing is held of one that is gone
         self._looked_at: DataVersion | None = None
         #: what a crash, or a refusal in the middle, left copied and not settled: check point and offset
@@ -105,6 +109,9 @@ class Revive:
         if self._timer is not None:
             self._timer[1].cancel()
             self._timer = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def schedule(self) -> None:
         """A lease was given: look when the first one ends."""
@@ -127,10 +134,40 @@ class Revive:
         self._timer = at, loop.call_at(at, self.turn)
 
     def turn(self) -> None:
-        """Revive what is due. What cannot be revived holds up no other, as one topic alone may be refused."""
+        """Revive what is due. What cannot be revived is set aside: one topic alone may be refused."""
         self._timer = None
+        self._revive_all(self._log.points.take_due(self._clock_ms(), _PER_TURN))
+        self.schedule()
+
+    def try_again(self) -> None:
+        """Try one check point of each topic that was set aside; where that succeeds, the others are due again."""
+        self._retry = None
+        points, aside = self._log.points, self._aside
+        tried: dict[str, CheckPoint | None] = {}
+        for topic in list(islice(aside, _PER_TURN)):  # they are the last ones next time
+            aside[topic] = {key: each for key, each in aside.pop(topic).items() if points.get(key) is each}
+            tried[topic] = next(iter(aside[topic].values()), None)
+        self._revive_all([point for point in tried.values() if point is not None])
+        for topic, point in tried.items():
+            waiting = aside[topic]
+            if point is not None and point.key in points:
+                waiting[point.key] = waiting.pop(point.key)
+            else:
+                del aside[topic]
+                points.again(each for each in waiting.values() if each is not point)
+        if aside:
+            self._try_again_in(0.0 if any(topic not in aside for topic in tried) else _RETRY_AFTER)
+        self.schedule()
+
+    def _try_again_in(self, seconds: float) -> None:
+        if self._running:
+            if self._retry is not None:
+                self._retry.cancel()
+            self._retry = asyncio.get_running_loop().call_later(seconds, self.try_again)
+
+    def _revive_all(self, due: list[CheckPoint]) -> None:
+        """Revive these, and set aside those with which that fails."""
         points = self._log.points
-        due = points.take_due(self._clock_ms(), _PER_TURN)
         done: list[CheckPoint] = []
         copied, refused = self._copied.copy(), ""
         for point in due:
@@ -151,14 +188,14 @@ class Revive:
         for point in done:
             points.remove(point)
         self._copied = {each for each in self._copied if each[0] in points}
-        if refused:
-            waiting = len(due) - len(done)
-            log.warning("%d pops whose lease is over wait, the store refuses them: %s", waiting, refused)
-        if len(done) < len(due):
-            points.again(point for point in due if point.key in points)
-            self._later(_RETRY_AFTER)
-        else:
-            self.schedule()
+        for point in due:
+            if point.key in points:
+                self._aside.setdefault(_retry(point.key), {})[point.key] = point
+        if self._aside and self._retry is None:
+            if refused:
+                waiting = sum(map(len, self._aside.values()))
+                log.warning("%d pops whose lease is over wait, the store refuses them: %s", waiting, refused)
+            self._try_again_in(_RETRY_AFTER)
 
     def _revive(self, point: CheckPoint) -> None:
         """Append what is left of a check point once more, and that it is settled. Raises StoreFull."""

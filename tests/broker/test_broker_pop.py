@@ -492,13 +492,59 @@ def test_a_topic_that_takes_nothing_now_holds_up_no_other_and_doubles_nothing(
     kit.now += 100_000
     with monkeypatch.context() as patch:
         patch.setattr(kit.store, "append", refuse)
-        for _ in range(3):
-            kit.revive.turn()
+        kit.revive.turn()
+        for _ in range(2):
+            kit.revive.try_again()
     assert [point.key.topic for point in kit.log.points] == ["B"]
-    kit.revive.turn()
+    kit.revive.try_again()
     assert not list(kit.log.points)
     assert not kit.revive._copied
     assert [kit.store.max_offset(f"%RETRY%G_{topic}", 0) for topic in "ABC"] == [2, 2, 2]
+    kit.close()
+
+
+def test_any_number_of_pops_that_are_refused_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are looked at in one turn, and due before the others."""
+    kit, many = PopKit(tmp_path), 150
+    for number in range(many):
+        kit.send("B", 0, b"%d" % number)
+    for topic in "AC":
+        kit.send(topic, 0, b"x")
+    kit.topics.adopt(kit.store.queues())
+    for _ in range(many):
+        kit.now += 1
+        assert kit.pop("B", maxMsgNums=1)
+    kit.now += 1
+    assert kit.pop("A")
+    assert kit.pop("C")
+    append, refused = kit.store.append, 0
+
+    def refuse(topic: str, *arguments: Any, **more: Any) -> Any:
+        nonlocal refused
+        if topic == "%RETRY%G_B":
+            refused += 1
+            raise StoreFull("topic %RETRY%G_B is being deleted")
+        return append(topic, *arguments, **more)
+
+    kit.now += 100_000
+    with monkeypatch.context() as patch:
+        patch.setattr(kit.store, "append", refuse)
+        for _ in range(3):
+            kit.revive.turn()
+        assert [point.key.topic for point in kit.log.points] == ["B"] * many
+        assert refused == many
+        for _ in range(2):  # then one at a time asks whether it goes on
+            kit.revive.try_again()
+            kit.revive.turn()
+        assert refused == many + 2
+    kit.revive.try_again()
+    for _ in range(3):
+        kit.revive.turn()
+    assert not list(kit.log.points)
+    assert not kit.revive._aside
+    assert [kit.store.max_offset(f"%RETRY%G_{topic}", 0) for topic in "ABC"] == [1, many, 1]
     kit.close()
 
 
