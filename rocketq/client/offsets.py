@@ -78,7 +78,9 @@ class BrokerOffsets:
 
     async def _persist(self, queue: MessageQueue, wait: bool) -> bool:
         """Whether it is known to be there."""
-        offset = self._table[queue]
+        offset = self._table.get(queue)
+        if offset is None:  # it was taken away meanwhile
+            return False
         try:
             await self._calls.commit(queue, offset, oneway=not wait)
         except RocketQError as error:

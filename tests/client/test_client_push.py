@@ -360,6 +360,26 @@ def test_an_offset_that_stays_the_same_is_sent_again_now_and_then(monkeypatch: p
     asyncio.run(main())
 
 
+def test_a_queue_that_is_taken_away_while_offsets_are_sent_costs_no_other() -> None:
+    first, second, sent = MessageQueue("T", "b", 0), MessageQueue("T", "b", 1), []
+
+    class Calls:
+        group = "G"
+
+        async def commit(self, queue: MessageQueue, offset: int, *, oneway: bool) -> None:
+            sent.append(queue)
+            store.forget(second)
+
+    async def main() -> None:
+        for queue in (first, second):
+            store.update(queue, 5)
+        assert await store.persist([first, second], wait=True) == {first}
+        assert sent == [first]
+
+    store = BrokerOffsets(Calls(), zero_if_young=False)  # type: ignore[arg-type]
+    asyncio.run(main())
+
+
 def test_closing_waits_for_handlers_and_what_was_not_begun_comes_again(namesrv: str) -> None:
     topic, group = fresh("Closing"), fresh("G")
     begun: list[str] = []
