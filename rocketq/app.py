@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rocketq import payload as payloads
 from rocketq import schedule, signals
 from rocketq.client import AsyncProducer, AsyncTransaction, Producer, Selector, SendResult, Transaction
-from rocketq.consumers import DEFAULT_LEASE, Consumer
+from rocketq.consumers import DEFAULT_GRACE, DEFAULT_LEASE, Consumer
 from rocketq.errors import ConfigError
 from rocketq.message import Message
 from rocketq.middleware import Chain, Middleware
@@ -108,6 +108,7 @@ class RocketQ:
         from_where: str | int = "LAST",
         mode: str = "auto",
         lease: float = DEFAULT_LEASE,
+        grace: float = DEFAULT_GRACE,
         retry_delays: Sequence[float] = (),
     ) -> Callable[[F], F]:
         """Register a function, sync or async, for the messages of `topic`. The function itself is returned unchanged.
@@ -127,8 +128,11 @@ class RocketQ:
         holds up nobody (RocketMQ 5; not with `ordered`, `broadcast` or more than 16 retries). `"pull"`: each process
         has queues of its own. `"auto"`: pop, where the topic's brokers can and no member of the group pulls.
         `lease`: with pop, seconds until what a process held comes again when nothing is heard of it any more (default
-        30; when it dies 5 s are enough for our brokers); leases are renewed while a function works, however long that
-        takes.
+        30); leases are renewed while a function works, however long that takes.
+        `grace`: with pop, seconds until it comes again when the process has died, or all its connections were ended
+        (default 5; 0: at once). One that lives connects anew within that time; where the network may keep it away for
+        longer, take as many as `lease` has. Apache's brokers know the lease only. Functions with different graces do
+        not share their worker's connections.
         `retry_delays`: seconds before the first, second, … further attempt, the last one for all others (default: the
         broker's 10 s, 30 s, 1 m … 2 h). With pull rounded up to the broker's delay levels; not for `ordered`.
 
@@ -145,6 +149,7 @@ class RocketQ:
             "from_where": from_where,
             "mode": mode,
             "lease": lease,
+            "grace": grace,
             "retry_delays": tuple(retry_delays),
         }
 
@@ -434,6 +439,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "from_where": "LAST",
     "mode": "auto",
     "lease": DEFAULT_LEASE,
+    "grace": DEFAULT_GRACE,
     "retry_delays": (),
 }
 

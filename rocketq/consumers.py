@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +21,10 @@ __all__ = ["Consumer", "Reject", "Retry"]
 #: RocketMQ's own numbers: deliveries at once per consumer and process, redeliveries before the dead letter queue.
 DEFAULT_CONCURRENCY = 20
 DEFAULT_MAX_RETRIES = 16
-#: Seconds until a message that a process popped comes again when it dies.
+#: Seconds until a message that a process popped comes again when nothing is heard of it any more.
 DEFAULT_LEASE = 30.0
+#: Seconds until it does when the broker sees that the process's connections have ended.
+DEFAULT_GRACE = 5.0
 
 
 class Retry(RocketQError):
@@ -60,6 +63,7 @@ class Consumer:
     sql: str | None = None
     mode: str = "auto"
     lease: float = DEFAULT_LEASE
+    grace: float = DEFAULT_GRACE
     retry_delays: Sequence[float] = ()
     schedule: Schedule | None = None
     misfire: str = "once"
@@ -84,6 +88,8 @@ class Consumer:
             )
         if self.lease < 1:
             raise ConfigError(f"consumer {self.name}: lease={self.lease} has to be at least one second")
+        if not 0 <= self.grace < math.inf:
+            raise ConfigError(f"consumer {self.name}: grace={self.grace} has to be a number of seconds, 0 or more")
         if any(delay < 0 for delay in self.retry_delays):
             raise ConfigError(f"consumer {self.name}: retry_delays={self.retry_delays} has a negative one")
         if self.misfire not in ("once", "skip", "all"):

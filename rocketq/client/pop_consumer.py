@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -96,8 +97,8 @@ class PopConsumer:
             raise ConfigError(f"consumer group {group}: max_reconsume_times={limit} is not in 0..{MOST_ATTEMPTS}")
         if concurrency < 1 or lease < 1:
             raise ConfigError(f"consumer group {group}: concurrency and lease (seconds) have to be at least 1")
-        if grace < 0:
-            raise ConfigError(f"consumer group {group}: grace={grace} (seconds) must not be negative")
+        if not 0 <= grace < math.inf:
+            raise ConfigError(f"consumer group {group}: grace={grace} has to be a number of seconds, 0 or more")
         self.group = group
         self.instance = instance or ClientInstance(namesrv or "", **options)
         self.membership = Membership(

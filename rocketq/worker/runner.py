@@ -89,12 +89,18 @@ class Worker:
         delivered again. A NameServer that cannot be reached at the start is waited for."""
         # Where a broadcast consumer stands is kept in a local file that is found again by the client's id.
         member = f"{self.app.name}-{self.member}" if self.member else self.app.name
-        instance = self._instance()
+        # brokers know one grace of an instance
+        instances = {consumer.grace: self._instance() for consumer in self.consumers}
         steady = self._instance(f"{local_address()}@{member}")
         finished = []
         try:
             self._running = [
-                _Running(self.app, consumer, self.concurrency, steady if consumer.broadcast else instance)
+                _Running(
+                    self.app,
+                    consumer,
+                    self.concurrency,
+                    steady if consumer.broadcast else instances[consumer.grace],
+                )
                 for consumer in self.consumers
             ]
             await asyncio.gather(*[self._start(running) for running in self._running])
@@ -198,6 +204,7 @@ class _Running:
             concurrency=self.size,
             max_reconsume_times=consumer.max_retries,
             lease=consumer.lease,
+            grace=consumer.grace,
             trace=self.app.trace,
             on_retried=self.retried,
             on_dead_lettered=self.dead_lettered,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,10 @@ def test_two_functions_in_one_group_are_refused() -> None:
         {"ordered": True, "broadcast": True},
         {"concurrency": 0},
         {"max_retries": -1},
+        {"lease": 0.5},
+        {"grace": -1},
+        {"grace": math.nan},
+        {"grace": math.inf},
         {"from_where": "MIDDLE"},
     ],
 )

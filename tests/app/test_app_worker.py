@@ -291,18 +291,26 @@ def test_what_a_killed_worker_had_in_flight_is_delivered_again_long_before_its_l
     app: RocketQ, make_worker: MakeWorker
 ) -> None:
     source = """
+def take(name):
+    write(name)
+    if not os.path.exists("killed"): time.sleep(600)
+
 @app.consumer("killed", lease=3600)
-def work(body: str):
-    write(body)
-    if body == "deadly" and len(open("out").readlines()) < 3: os.kill(os.getpid(), 9)
+def work(body: str): take("default")
+
+@app.consumer("killed", lease=3600, grace=0)
+def hasty(body: str): take("at once")
+
+@app.consumer("killed", lease=3600, grace=3600)
+def patient(body: str): take("later")
 """
     worker = make_worker(source).ready()
-    app.send("killed", "before")
-    worker.wait_lines(1)
-    app.send("killed", "deadly")
-    assert worker.exit_code() == -9
+    app.send("killed", "x")
+    worker.wait_lines(3)
+    (worker.folder / "killed").touch()
+    worker.process.kill()
     again = make_worker(source).ready()
-    wait_until(lambda: again.lines().count("deadly") == 2, what="the second delivery")
+    assert sorted(again.wait_lines(5)) == ["at once", "at once", "default", "default", "later"]
 
 
 def test_a_worker_process_that_dies_is_started_again_and_none_is_left_behind(
