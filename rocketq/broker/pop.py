@@ -31,7 +31,7 @@ from rocketq.broker.topics import Topics
 from rocketq.config import BrokerConfig
 from rocketq.errors import StoreFull
 from rocketq.filters import ALL, TAG
-from rocketq.names import pop_retry_topic
+from rocketq.names import RETRY_PREFIX, pop_retry_topic
 from rocketq.properties import decode_properties, encode_properties
 from rocketq.record import QUEUE_OFFSET_AT, Record, decode_record, encode_record, split_records
 from rocketq.remoting.bodies import TopicConfig
@@ -87,6 +87,8 @@ class Taken:
         #: where the queues that were looked into would be read on
         self.ends: dict[tuple[str, int], int] = {}
         self.blocked_until = 0
+        #: whether there is more behind what was read and did not match
+        self.more = False
         self.undo: list[Callable[[], None]] = []
 
     def give_back(self) -> None:
@@ -195,15 +197,17 @@ class Pop:
         queues = self._queues(ask)
         try:
             for topic, flag, queue_id in queues:
-                if taken.count >= header.max_msg_nums or taken.size >= self._most_bytes:
-                    break
-                self._from_queue(ask, taken, topic, flag, queue_id)
+                start = self._begin(ask, topic, queue_id)
+                if taken.count < header.max_msg_nums and taken.size < self._most_bytes:
+                    self._from_queue(ask, taken, topic, flag, queue_id, start)
         except StoreFull as error:
             taken.give_back()
             self._reply(ask, encode_response(ask.request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error)))
             return True
         if not taken.count:
-            if taken.blocked_until:
+            if taken.more:
+                self._wait.wake_line(ask.line, 0)
+            elif taken.blocked_until:
                 self._wait.wake_line(ask.line, (taken.blocked_until - taken.pop_time) / 1000)
             return False
         answer = self._answer(ask, taken, self._rest(header.consumer_group, taken, queues))
@@ -286,8 +290,21 @@ class Pop:
             rest += max(0, self._store.max_offset(topic, queue_id) - max(0, offset))
         return rest
 
-    def _from_queue(self, ask: Ask, taken: Taken, topic: str, flag: str, queue_id: int) -> None:
-        """Take messages of one queue. Raises StoreFull."""
+    def _begin(self, ask: Ask, topic: str, queue_id: int) -> int:
+        """Where the group goes on in the queue.
+
+        A new group is there from now on, also when this pop takes nothing of the queue: it gets what comes next.
+        """
+        group = ask.header.consumer_group
+        self._offsets.take_reset(group, topic, queue_id)
+        start = self._offsets.query(group, topic, queue_id)
+        if start < 0:
+            start = self.position(group, topic, queue_id, ask.header.init_mode)
+            self._offsets.commit(group, topic, queue_id, start)
+        return start
+
+    def _from_queue(self, ask: Ask, taken: Taken, topic: str, flag: str, queue_id: int, start: int) -> None:
+        """Take messages of one queue from `start` on. Raises StoreFull."""
         header = ask.header
         group = header.consumer_group
         key = (topic, group, queue_id)
@@ -297,19 +314,18 @@ class Pop:
             if until:
                 taken.blocked_until = min(taken.blocked_until or until, until)
                 return
-        before = self._offsets.query(group, topic, queue_id)
-        start = self.position(group, topic, queue_id, header.init_mode)
         wanted = ask.filter if flag == "0" else Filter()
         skip = {offset for offset in info.passed() if offset >= start} if info is not None else set()
         room = header.max_msg_nums - taken.count
         offset, buffers, offsets = self._read(topic, queue_id, start, room, wanted, skip, taken.size)
         taken.ends[topic, queue_id] = offset
         if not offsets:
-            if offset != before:
+            if offset != start:
+                taken.more = taken.more or offset < self._store.max_offset(topic, queue_id)
                 self._offsets.commit(group, topic, queue_id, offset)
             return
         if header.order:
-            self._hold_in_order(ask, taken, key, info, tuple(offsets), before)
+            self._hold_in_order(ask, taken, key, info, tuple(offsets), start)
         else:
             point = CheckPoint(
                 Key(topic, group, queue_id, offsets[0], taken.pop_time), offsets, header.invisible_time
@@ -321,7 +337,7 @@ class Pop:
             self._log.points.add(point)
             self._offsets.commit(group, topic, queue_id, offset)
             taken.undo.append(lambda: self._log.points.remove(point))
-            taken.undo.append(lambda: self._offsets.commit(group, topic, queue_id, before))
+            taken.undo.append(lambda: self._offsets.commit(group, topic, queue_id, start))
         if flag == "0":
             taken.buffers += buffers
             taken.size += sum(map(len, buffers))
@@ -343,7 +359,7 @@ class Pop:
         key: tuple[str, str, int],
         info: OrderInfo | None,
         offsets: tuple[int, ...],
-        before: int,
+        start: int,
     ) -> None:
         topic, group, queue_id = key
         header = ask.header
@@ -367,18 +383,20 @@ class Pop:
             self._log.orders.pop(key)
             if info is not None:
                 self._log.orders[key] = info
-            self._offsets.commit(group, topic, queue_id, before)
+            self._offsets.commit(group, topic, queue_id, start)
 
         taken.undo.append(undo)
 
     def position(self, group: str, topic: str, queue_id: int, init_mode: int) -> int:
-        """Where the group goes on in the queue; `init_mode` 1 lets a new one begin with the newest message."""
+        """Where the group goes on in the queue; `init_mode` 1 lets a new one begin with the newest message.
+
+        What is to be retried is the group's own, however long it was away: none of it is passed over.
+        """
         store = self._store
-        self._offsets.take_reset(group, topic, queue_id)
         offset = self._offsets.query(group, topic, queue_id)
         if offset >= 0:
             return offset
-        if init_mode == 1 and not self._offsets.young(topic, queue_id):
+        if init_mode == 1 and not topic.startswith(RETRY_PREFIX) and not self._offsets.young(topic, queue_id):
             return max(store.max_offset(topic, queue_id) - 1, store.min_offset(topic, queue_id))
         return store.min_offset(topic, queue_id)
 

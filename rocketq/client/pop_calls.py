@@ -26,7 +26,8 @@ from rocketq.remoting.receipts import Receipt, batch_ack, receipts
 
 #: Most messages that a broker gives at once.
 MOST_AT_ONCE = 32
-#: Where a group without a position begins.
+#: Where a group without a position begins: with the first message of each queue, or with the last one (brokers give
+#: all, as long as the first one is still in memory).
 OLDEST, NEWEST = 0, 1
 
 _EMPTY = frozenset({ResponseCode.POLLING_TIMEOUT, ResponseCode.POLLING_FULL, ResponseCode.PULL_NOT_FOUND})

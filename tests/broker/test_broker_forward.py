@@ -71,6 +71,9 @@ def test_late_commits_do_not_undo_a_move_until_the_consumer_knows(tmp_path: Path
         await join(wire, "G", "F")
         assert (await commit(wire, "G", "F", 4)).remark is None
         assert (await reset(wire, "G", "F", queueId=0, offset=2)).code == 0
+        looks = {"consumerGroup": "G", "topic": "F", "queueId": 0, "maxMsgNums": 1, "pollTime": 0, "bornTime": 0}
+        for code in (200052, 200054):  # who only looks is not the consumer
+            assert (await wire.call(code, looks)).code == 0
         late = await commit(wire, "G", "F", 5)
         assert (late.code, late.remark) == (0, "Offset has been previously reset")
         assert await offset_of(wire, "G", "F") == 2

@@ -286,6 +286,22 @@ def test_filters_let_the_others_pass(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
+def test_a_pop_that_waits_reads_on_behind_what_does_not_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it is, and though nothing arrives: no pop reads all of it at once."""
+    monkeypatch.setattr("rocketq.broker.pop._READS", 1)
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        for _ in range(2500):
+            wire.message("T", properties={"TAGS": "B"}, oneway=True)
+        await wire.store("T", b"a", properties={"TAGS": "A"})
+        got = await pop(wire, "T", exp="A", expType="TAG", pollTime=600_000, timeout=30)
+        assert bodies(got) == [b"a"]
+
+    with_broker(tmp_path, test)
+
+
 def test_sql_filters_too(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         for number in range(4):
@@ -304,6 +320,53 @@ def test_a_new_group_begins_where_it_says(tmp_path: Path) -> None:
         assert bodies(await pop(wire, "T", "old", initMode=0)) == sent
         # as on Apache's broker a queue whose first message is still in memory is young, and read from there
         assert bodies(await pop(wire, "T", "new", initMode=1)) == sent
+
+    with_broker(tmp_path, test)
+
+
+def test_a_group_that_begins_with_the_newest_gets_what_is_sent_while_it_waits(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        broker.offsets._memory = -1  # no queue is young
+        for topic in ("Empty", "Old"):
+            await create(wire, topic, 4)
+            if topic == "Old":
+                await stored(wire, topic, 3, queue=1)
+            for group, more in (("G", {"queueId": 1}), ("All", {}), ("Ordered", {"order": "true"})):
+                ext = pop_ext(topic, group, initMode=1, pollTime=5000, exp="A", expType="TAG", **more)
+                waiting = wire.send(200050, ext)
+                await wire.until(lambda: broker.pop_wait.count == 1, what="the pop waits")
+                await wire.store(topic, b"new", queue=1, properties={"TAGS": "A"})
+                assert bodies(held(await wire.answer(waiting), topic, group)) == [b"new"]
+                # the next group is a new one that looks at the newest, too
+                await wire.store(topic, b"other", queue=1, properties={"TAGS": "B"})
+
+    with_broker(tmp_path, test)
+
+
+def test_a_group_that_begins_with_the_newest_begins_in_all_queues_at_once(tmp_path: Path) -> None:
+    """Also in those that its first pop takes nothing of, as it is full."""
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        broker.offsets._memory = -1
+        await create(wire, "T", 4)
+        for body in (b"old", b"newest", b"1", b"2", b"3"):
+            for queue in range(4):
+                await wire.store("T", body, queue=queue)
+            if body == b"newest":
+                assert bodies(await pop(wire, "T", initMode=1, maxMsgNums=1)) == [b"newest"]
+        got = await until_popped(wire, "T", 15, initMode=1)
+        assert sorted(bodies(got)) == [b"1"] * 4 + [b"2"] * 4 + [b"3"] * 4 + [b"newest"] * 3
+
+    with_broker(tmp_path, test)
+
+
+def test_what_is_to_be_retried_is_not_passed_over_by_who_wants_the_newest(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        broker.offsets._memory = -1
+        sent = await stored(wire, "T", 3)
+        assert bodies(await pop(wire, "T", invisibleTime=50)) == sent
+        await wire.until(lambda: broker.revive.revived == 3, what="the leases' end")
+        assert bodies(await pop(wire, "T", initMode=1)) == sent
 
     with_broker(tmp_path, test)
 
