@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from contenders import Server, wait_for
@@ -31,6 +33,8 @@ CONFIRMED = {"rabbitmq": {"confirm_publish": True}}
 UNCONFIRMED = {"rocketq": {"confirm_publish": False}}
 #: Rounds of what takes minutes.
 ONCE = 1
+#: Seconds after which a recovery is not repeated any more.
+LONG = 10.0
 Options = dict[str, dict[str, object]]
 _numbers = itertools.count(1)
 
@@ -44,6 +48,7 @@ class CeleryScale:
     etas: int = 10_000
     eta_from: float = 25.0
     eta_over: float = 30.0
+    kills: int = 7
 
 
 class Bench:
@@ -51,8 +56,9 @@ class Bench:
 
     def __init__(self, server: Server, directory: Path, options: Options) -> None:
         self.queue = f"bench{os.getpid()}x{next(_numbers)}"
-        self.journal = directory / "journal"
+        self.journal = directory / f"journal-{self.queue}"
         self.journal.touch()
+        self.anew = partial(Bench, server, directory, options)
         self.directory = directory
         self.environment = {
             **os.environ,
@@ -163,7 +169,15 @@ def etas(bench: Bench, scale: CeleryScale) -> Figures:
 
 
 def recovery(bench: Bench, scale: CeleryScale) -> Figures:
-    """Two tasks run in a worker that is killed; another one is ready."""
+    """The median of several kills; where one takes long, that one."""
+    taken: list[float] = []
+    while len(taken) < scale.kills and sum(taken) < LONG:
+        taken.append(back_after(bench.anew()))
+    return {"back after ms": statistics.median(taken) * 1000}
+
+
+def back_after(bench: Bench) -> float:
+    """Two tasks run in a worker that is killed; another one is ready. The seconds until both run there."""
     with bench.worker(2) as first:
         bench.publish("hold", 2, 8)
         bench.lines(2)
@@ -171,7 +185,7 @@ def recovery(bench: Bench, scale: CeleryScale) -> Figures:
             with_children(first, signal.SIGKILL)
             killed = time.time()
             again = [when for _, when in bench.lines(4)][2:]
-    return {"back after s": max(again) - killed}
+    return max(again) - killed
 
 
 def scenarios(scale: CeleryScale) -> list[Scenario]:
@@ -199,5 +213,5 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
             [*against("late p99 ms"), *against("worker MiB more")],
             rounds=ONCE,
         ),
-        scenario("recovery", "kill -9 of a worker", recovery, against("back after s"), PROMPT, ONCE),
+        scenario("recovery", "kill -9 of a worker", recovery, against("back after ms"), PROMPT, ONCE),
     ]

@@ -1,6 +1,6 @@
 """Celery on rocketq, Redis and RabbitMQ: the same tasks, interleaved, each broker started by the benchmark.
 
-python -m benchmarks celery                                    everything, about 11 minutes
+python -m benchmarks celery                                    everything, about 15 minutes
 python -m benchmarks celery --quick --only drain --rounds 3    a part of it
 """
 
@@ -26,11 +26,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="comma-separated names of scenarios (prefixes are enough)")
     parser.add_argument("--rivals", default="redis,rabbitmq", help="comma-separated; empty for none")
     parser.add_argument(
-        "--rounds", type=int, default=2, help="default 2; etas and recovery, which take minutes, are measured once"
+        "--rounds", type=int, default=3, help="default 3; etas and recovery, which take minutes, are measured once"
     )
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="where the stores are put")
     options = parser.parse_args()
-    scale = CeleryScale(2000, 300, 1000, 6.0, 3.0) if options.quick else CeleryScale()
+    scale = CeleryScale(2000, 300, 1000, 6.0, 3.0, 3) if options.quick else CeleryScale()
     only = tuple(name for name in options.only.split(",") if name)
     chosen = [scenario for scenario in scenarios(scale) if not only or scenario.name.startswith(only)]
     if not chosen:

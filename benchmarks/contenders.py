@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -109,6 +110,8 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            with contextlib.suppress(ProcessLookupError):  # what a start script leaves behind
+                os.killpg(process.pid, signal.SIGKILL)
         self.processes.clear()
 
     def remove(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rocketq.lazy import offers
 
 __version__ = "0.1.0"
 
@@ -47,11 +48,4 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'rocketq' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"rocketq.{home}"), name)
-    return value
+__getattr__ = offers(__name__, _HOME)

@@ -475,6 +475,11 @@ def local_address() -> str:
     return socket.inet_ntoa(_local_address())
 
 
+def new_client_id() -> str:
+    """`ip@pid#nanoseconds`, as Java clients are known to brokers."""
+    return f"{local_address()}@{os.getpid()}#{time.time_ns()}"
+
+
 class UniqueIds:
     """Makes `UNIQ_KEY` values: ip, pid, a random part, ms since the month began, a counter (32 hex digits).
 

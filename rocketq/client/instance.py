@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 import uuid
@@ -16,14 +15,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
+from rocketq.client.checks import Checks
 from rocketq.client.namesrv import AsyncLookup, ServerList, look_up
 from rocketq.client.redis_cache import AsyncRedisRoutes
 from rocketq.client.requests import Requests
 from rocketq.client.routes import Known, RouteTable
-from rocketq.client.transactions import Checks
 from rocketq.client.troubles import Troubles
 from rocketq.errors import ConfigError, RemotingError, RocketQError
-from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, local_address
+from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, new_client_id
 from rocketq.remoting.aio import AsyncClient
 from rocketq.remoting.bodies import (
     ConsumeMessageDirectlyResult,
@@ -52,11 +51,6 @@ log = logging.getLogger("rocketq.client")
 #: After a failure the next try waits so long, doubling up to the regular interval (seconds).
 FIRST_RETRY = 0.5
 FIRST_ROUTE_RETRY = 1.0
-
-
-def new_client_id() -> str:
-    """`ip@pid#nanoseconds`, as Java clients are known to brokers."""
-    return f"{local_address()}@{os.getpid()}#{time.time_ns()}"
 
 
 class Member(Protocol):

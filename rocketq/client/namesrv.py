@@ -17,13 +17,13 @@ from rocketq.client.routes import Known, RouteTable, limit_queues
 from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, ConnectFailed, RemotingError, RouteNotFound
 from rocketq.names import AUTO_CREATE_TOPIC
-from rocketq.remoting.aio import AsyncClient
 from rocketq.remoting.bodies import TopicRoute
 from rocketq.remoting.codes import RequestCode, ResponseCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.headers import GetRouteInfoHeader
 
 if TYPE_CHECKING:
+    from rocketq.remoting.aio import AsyncClient
     from rocketq.remoting.blocking import BlockingClient
 
 log = logging.getLogger("rocketq.client")

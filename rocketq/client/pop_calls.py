@@ -5,11 +5,9 @@ Functions make requests and read answers without I/O, for drivers of any kind; `
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rocketq.client.instance import ClientInstance
 from rocketq.errors import BrokerError, RouteNotFound
 from rocketq.message import ReceivedMessage, decode_messages
 from rocketq.remoting.codes import RequestCode, ResponseCode
@@ -23,6 +21,11 @@ from rocketq.remoting.headers.pop import (
     PopMessageResponse,
 )
 from rocketq.remoting.receipts import Receipt, batch_ack, receipts
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from rocketq.client.instance import ClientInstance
 
 #: Most messages that a broker gives at once.
 MOST_AT_ONCE = 32

@@ -10,21 +10,19 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rocketq.client.background import Background
-from rocketq.client.instance import new_client_id
 from rocketq.client.namesrv import BlockingLookup, ServerList, look_up
-from rocketq.client.producer import AsyncProducer
 from rocketq.client.redis_cache import RedisRoutes
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
 from rocketq.client.transactions import Check, Transaction, check_ended
 from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
-from rocketq.message import Message, MessageQueue, ReceivedMessage
+from rocketq.message import Message, MessageQueue, ReceivedMessage, new_client_id
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import HeartbeatData, ProducerData
 from rocketq.remoting.codes import RequestCode
@@ -32,6 +30,10 @@ from rocketq.remoting.command import Command
 from rocketq.remoting.credentials import Credentials
 from rocketq.remoting.headers import EndTransactionHeader, UnregisterClientHeader
 from rocketq.remoting.tls import TlsConfig
+
+if TYPE_CHECKING:  # imported when needed: most producers use no event loop, and it takes time and memory
+    from rocketq.client.background import Background
+    from rocketq.client.producer import AsyncProducer
 
 
 class Producer:
@@ -87,23 +89,29 @@ class Producer:
         self._route_refresh = route_refresh
         self._heartbeat_interval = heartbeat_interval
         self._given_id = client_id
-        self._make_async: Callable[[], AsyncProducer] = lambda: AsyncProducer(
-            group,
-            namesrv,
-            retries=retries,
-            compress_from=compress_from,
-            max_message_size=max_message_size,
-            latency_fault=latency_fault,
-            tls=tls,
-            access_key=access_key,
-            secret_key=secret_key,
-            route_cache=route_cache,
-            route_refresh=route_refresh,
-            heartbeat_interval=heartbeat_interval,
-            timeout=timeout,
-            trace=trace,
-            check=check,
-        )
+
+        def make_async() -> AsyncProducer:
+            from rocketq.client.producer import AsyncProducer
+
+            return AsyncProducer(
+                group,
+                namesrv,
+                retries=retries,
+                compress_from=compress_from,
+                max_message_size=max_message_size,
+                latency_fault=latency_fault,
+                tls=tls,
+                access_key=access_key,
+                secret_key=secret_key,
+                route_cache=route_cache,
+                route_refresh=route_refresh,
+                heartbeat_interval=heartbeat_interval,
+                timeout=timeout,
+                trace=trace,
+                check=check,
+            )
+
+        self._make_async = make_async
         self._trace = trace
         self._check = check
         self._closed = False
@@ -255,6 +263,8 @@ class Producer:
             self._after_fork()
         with self._lookups:
             if self._background is None:
+                from rocketq.client.background import Background
+
                 self._background = Background(self._make_async())
         return self._background
 

@@ -28,7 +28,8 @@ from rocketq.remoting.connection import (
     Service as Service,
 )
 from rocketq.remoting.session import MAX_IN_FLIGHT, Session
-from rocketq.remoting.tls import HANDSHAKE, TlsConfig, TlsTransport
+from rocketq.remoting.tls import TlsConfig
+from rocketq.remoting.tlstransport import HANDSHAKE, TlsTransport
 
 log = logging.getLogger("rocketq.remoting")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import kombu
 import pytest
 
@@ -71,3 +75,14 @@ def test_secrets_are_not_shown() -> None:
 def test_a_lease_has_1_to_3600_seconds(lease: object) -> None:
     with pytest.raises(ConfigError, match="1 to 3600"):
         Options.read({"lease": lease}, None)
+
+
+def test_a_worker_loads_no_event_loop_beside_kombus() -> None:
+    code = (
+        "import json, sys, kombu.asynchronous.hub, kombu.transport.virtual; before = set(sys.modules);"
+        "import rocketq_kombu.transport; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert "rocketq.client.sync_producer" in loaded
+    assert not {"asyncio", "rocketq.client.producer", "rocketq.client.push", "rocketq.broker"} & set(loaded)
