@@ -10,39 +10,63 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from rocketq_kombu.waker import Waker
+
 
 class Calls:
-    """Without a hub nothing is called but by `run_posted` and `run_due`. Any thread may ask for something."""
+    """Without a hub nothing is called but by `run_posted` and `run_due`. Any thread may ask for something.
+
+    A hub's round: it calls what it was given by `call_soon` and what is due, then whoever wants to be called before
+    it waits (us, and Celery's pool, in no order), then it waits and calls who waited for files. For how long it waits
+    it decides before all but the first two, so after that we have to wake it.
+    """
 
     def __init__(self) -> None:
         self._hub: Any = None
+        self._waker: Waker | None = None
+        self._thread = 0  # the hub's
+        self._before_waiting = False
         self._lock = threading.Lock()  # of `_soon`
         self._soon: deque[Callable[[], object]] = deque()
+        self._after: list[Callable[[], object]] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
-    # before the loop waits
+    # in this round of the hub, or the next one
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Call before the event loop waits again; there has to be one.
-
-        A hub calls what it was given by `call_soon` at the beginning of a round only: what such a call asks for in
-        its turn would wait for the next event, for up to a second. So it tells us as well when it is about to wait.
-        """
+        """Call before the hub waits again; there has to be one."""
         with self._lock:
-            first = not self._soon
             self._soon.append(call)
-        if first:
-            self._hub.call_soon(self._run_soon)  # which also wakes it when we are in another thread
+        if self._waker is not None and threading.get_ident() != self._thread:
+            self._waker.wake()
 
-    def _run_soon(self) -> None:
+    def after(self, call: Callable[[], object]) -> None:
+        """Call when the hub has looked at its files: what Celery writes to its pool goes first."""
+        self._after.append(call)
+
+    def run_soon(self) -> None:
         while True:
             with self._lock:
                 if not self._soon:
                     return
                 call = self._soon.popleft()
             call()
+
+    def _tick(self) -> None:
+        """The hub is about to wait."""
+        self._thread = threading.get_ident()
+        self._before_waiting = True
+        self.run_soon()
+        self._before_waiting = False
+        if self._waker is None:  # detached meanwhile
+            return
+        for call in self._after:
+            self._hub.call_soon(call)
+        self._after.clear()
+        if getattr(self._hub, "_ready", True):
+            self._waker.wake()
 
     # when nobody is in the middle of anything
 
@@ -67,6 +91,8 @@ class Calls:
         """Call after `delay` seconds."""
         if self._hub is not None:
             self._hub.call_later(delay, call)
+            if self._waker is not None and (self._before_waiting or threading.get_ident() != self._thread):
+                self._waker.wake()
         else:
             heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), call))
 
@@ -89,13 +115,14 @@ class Calls:
         now = time.monotonic()
         for when, _, call in timers:
             hub.call_later(max(0.0, when - now), call)
-        hub.on_tick.add(self._run_soon)
+        hub.on_tick.add(self._tick)
+        self._waker = Waker(hub)
 
     def detach(self) -> None:
-        """What the hub was to call before it waits it may still call."""
-        if self._hub is not None:
-            self._hub.on_tick.discard(self._run_soon)
-            self._hub = None
+        if self._waker is not None:
+            self._hub.on_tick.discard(self._tick)
+            self._waker.close()
+            self._hub = self._waker = None
 
     def forget_timers(self) -> None:
         self._timers.clear()

@@ -228,7 +228,7 @@ class Channel(Publishing):
             return False
         if not self._gathering:
             self._gathering = True
-            self.connection.later(_GATHER, self._gathered)
+            self.connection.engine.calls.later(_GATHER, self._gathered)
         return True
 
     def _gathered(self) -> None:

@@ -187,11 +187,16 @@ class Engine:
             self._hub.remove(fd)
         link.watched = link.events
         reads, writes = link.events & select.POLLIN, link.events & select.POLLOUT
-        self._hub.add(fd, self._ready, (READ | ERR if reads else 0) | (WRITE if writes else 0), (link,))
+        self._hub.add(fd, self._called, (READ | ERR if reads else 0) | (WRITE if writes else 0), (link,))
         if reads and writes:  # a hub keeps one callback for each, but polls a file only for what came first
-            self._hub.writers[fd] = self._ready, (link,)
+            self._hub.writers[fd] = self._called, (link,)
 
     # receiving
+
+    def _called(self, link: Link) -> None:
+        """By the hub. What has come is delivered before Celery's pool is asked whether there is something."""
+        self._ready(link)
+        self.calls.run_soon()
 
     def _ready(self, link: Link) -> None:
         with self._lock:

@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from kombu.exceptions import ChannelError
@@ -29,7 +28,6 @@ from rocketq_kombu.cluster import Cluster
 from rocketq_kombu.engine import Engine
 from rocketq_kombu.local import LocalServer
 from rocketq_kombu.registry import Registry
-from rocketq_kombu.waker import Waker
 from rocketq_kombu.watch import EVERY, Watch
 
 log = logging.getLogger("rocketq.kombu")
@@ -74,7 +72,6 @@ class Transport(virtual.Transport):
             self._use(address.namesrv)
         self.closed = False
         self._hub: Any = None
-        self._waker: Waker | None = None
         self._noticed: set[channels.Channel] = set()
         self._repeated: Any = None
         self._soon = False
@@ -137,16 +134,12 @@ class Transport(virtual.Transport):
         self._hub = loop
         self.engine.attach(loop)
         self._repeated = loop.call_repeatedly(self._pause, self.upkeep)
-        self._waker = Waker(loop)
         self.engine.calls.soon(self._work)
 
     def unregister_from_event_loop(self, connection: Any, loop: Any) -> None:
         if self._repeated is not None:
             self._repeated.cancel()
             self._repeated = None
-        if self._waker is not None:
-            self._waker.close()
-            self._waker = None
         self._hub = None
 
     def notify(self, channel: channels.Channel) -> None:
@@ -159,7 +152,7 @@ class Transport(virtual.Transport):
     def _work(self) -> bool:
         """Deliver and ask for more, for all channels that have noticed something; True when something was delivered.
 
-        What was delivered goes first: an event loop asks for more when it has passed it on to its pool.
+        What was delivered goes first: under an event loop more is asked for when the pool has it.
         """
         self._soon = False
         delivered = False
@@ -168,18 +161,10 @@ class Transport(virtual.Transport):
             if channel.deliver():
                 delivered = True
                 if self._hub is not None:
-                    self._hub.call_soon(channel.fill)
+                    self.engine.calls.after(channel.fill)
                     continue
             channel.fill()
-        if delivered and self._waker is not None:
-            self._waker.wake_if_asked()
         return delivered
-
-    def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Call after `delay` seconds, also where the event loop has just decided for how long it will wait."""
-        self.engine.calls.later(delay, call)
-        if self._waker is not None:
-            self._waker.wake()
 
     def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
         """Deliver what is there, or wait for it. Raises socket.timeout when nothing came."""

@@ -28,11 +28,6 @@ class Waker:
         with contextlib.suppress(BlockingIOError):  # it is full: the hub will not wait
             os.write(self._in, b".")
 
-    def wake_if_asked(self) -> None:
-        """Keep the hub from waiting, if it has been asked for something by `call_soon`."""
-        if getattr(self._hub, "_ready", True):
-            self.wake()
-
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._out, 4096)
