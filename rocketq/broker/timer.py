@@ -564,6 +564,9 @@ class Timer:
                 return
         try:
             if files.captured is None:
+                if now >= self._next_clean:
+                    self._next_clean = now + _CLEAN_EVERY
+                    files.forget_before(store.min_physical_offset)
                 self._capture()
                 self._saved_work = work
             if store.durable_offset < files.durable:
@@ -575,12 +578,10 @@ class Timer:
         files.saved()
         await self._prepare_next()
         self._next_save = max(now + _SAVE_EVERY, time.monotonic() + (time.monotonic() - now) * 10)
-        if now >= self._next_clean:
-            self._next_clean = now + _CLEAN_EVERY
-            try:
-                await asyncio.to_thread(files.remove, files.log.forget_before(store.min_physical_offset))
-            except OSError as error:
-                log.error("old files of %s cannot be removed: %s", files.log.directory, error)
+        try:
+            await asyncio.to_thread(files.remove_forgotten)
+        except OSError as error:
+            log.error("old files of %s cannot be removed: %s", files.log.directory, error)
 
     async def _prepare_next(self) -> None:
         try:

@@ -2,12 +2,14 @@
 
 Saving has an order: the CommitLog up to what is delivered and filed (the caller waits for that), the timer log, the
 wheel that points into it, the checkpoint. What is found at a start is therefore complete up to the checkpoint; units
-of the timer log behind it are taken in again.
+of the timer log behind it are taken in again. Files of the timer log go when a checkpoint is saved that begins behind
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ class TimerFiles:
         #: … once the CommitLog is on disk up to here
         self.durable = 0
         self._syncing: list[int] = []
+        #: paths of the files that the log has forgotten, and that no checkpoint may need when they go
+        self._forgotten: list[str] = []
         self._sync_names = False
         self._counts: dict[str, Any] = {}
 
@@ -50,6 +54,7 @@ class TimerFiles:
         saved = TimerCheck.decode(read_file(self._files, str(self.check_path)) or b"")
         intact = self.wheel.open() & self.log.open()
         if saved is not None:
+            self.log.drop_before(saved.log_start or 0)
             fits = self.log.covers(saved.log_end) and saved.log_start in (None, self.log.start)
             if intact and fits and saved.read_time // 1000 - now // 1000 < SLOTS:
                 self.check = saved
@@ -164,10 +169,16 @@ class TimerFiles:
         self._sync_names = False
         self.wheel.end_save()
 
-    def remove(self, paths: list[str]) -> None:
-        """Remove files that the timer log has forgotten. May run on a thread of its own."""
-        for path in paths:
-            self._files.unlink(path)
+    def forget_before(self, physical: int) -> None:
+        """Forget the files of the timer log that are only of records before `physical`; `capture` is called next."""
+        self._forgotten += self.log.forget_before(physical)
+
+    def remove_forgotten(self) -> None:
+        """Remove them, once that was saved. May run on a thread of its own."""
+        while self._forgotten:
+            with suppress(FileNotFoundError):
+                self._files.unlink(self._forgotten[0])
+            del self._forgotten[0]
 
 
 def _record(store: MessageStore, physical: int) -> Record | None:

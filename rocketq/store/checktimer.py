@@ -25,26 +25,29 @@ def check_timer(root: str, files: Files, is_waiting: Callable[[int, int], bool])
     if check is None or check.log_offset is None or not names or not files.exists(path):
         return
     first = os.path.join(directory, names[0])
+    if not os.path.getsize(first) and check.log_end <= int(names[0]):
+        return  # a run was killed before it came to make it
     log = TimerLog(directory, os.path.getsize(first), files)
     wheel = TimerWheel(path, files)
     try:
-        if log.file_size < UNIT_SIZE or not log.open():
-            yield first, 0, "the files of the timer log are not of one size, one behind the other"
+        if log.file_size < UNIT_SIZE or not log.open() or not log.covers(check.log_end):
+            what = f"the files of the timer log are not of one size, one behind the other up to {check.log_end}"
+            yield first, 0, what
             return
         if not wheel.open():
             yield path, 0, "the timer wheel has not the size that it should have"
             return
         wanted = {position: second for second, slot in wheel.used() for position in (slot.first, slot.last)}
-        end = log.start
+        end = start = max(log.start, check.log_start or 0)
         positions, seconds = array("q"), array("q")
-        for position, unit in log.scan(log.start):
+        for position, unit in log.scan(start):
             if position >= check.log_end:
                 break
             second = unit.at // 1000
             if not is_waiting(unit.physical, unit.size):
                 yield (*_place(log, position), f"the unit names a record of {unit.size} bytes at {unit.physical}")
             before = bisect_left(positions, unit.previous)
-            chained = unit.previous < log.start or (
+            chained = unit.previous < start or (
                 positions[before : before + 1] == array("q", [unit.previous]) and seconds[before] == second
             )
             if wanted.pop(position, second) != second or not chained:
@@ -52,7 +55,7 @@ def check_timer(root: str, files: Files, is_waiting: Callable[[int, int], bool])
             positions.append(position)
             seconds.append(second)
             end = position + UNIT_SIZE
-        missing = sorted(position for position in wanted if position >= log.start)
+        missing = sorted(position for position in wanted if position >= start)
         if any(end <= position < check.log_end for position in missing):
             yield (*_place(log, end), f"there is no unit, and there should be some up to {check.log_end}")
         for position in missing:

@@ -63,7 +63,11 @@ class TimerLog:
         self._renamed = False
 
     def open(self) -> bool:
-        """Find the files; False when they are not one sequence of files of the right size."""
+        """Find the files; False when they are not one sequence of files of the right size.
+
+        The last one may be shorter, if nothing that counts is missing (:meth:`covers`): a run that was killed did not
+        come to make it, or to cut it.
+        """
         files = self._files
         make_durable_dirs(files, self.directory)
         for name in sorted(files.listdir(self.directory)):
@@ -71,10 +75,11 @@ class TimerLog:
                 self._fds[int(name)] = files.open(os.path.join(self.directory, name))
         # a run before that was killed may not have forced them to disk, nor their names
         self._unsynced, self._renamed = set(self._fds), bool(self._fds)
-        starts = list(self._fds)
-        return all(
-            files.size(fd) == self.file_size and start == starts[0] + index * self.file_size
-            for index, (start, fd) in enumerate(self._fds.items())
+        starts, sizes = list(self._fds), [files.size(fd) for fd in self._fds.values()]
+        return (
+            all(start == starts[0] + index * self.file_size for index, start in enumerate(starts))
+            and all(size == self.file_size for size in sizes[:-1])
+            and all(size <= self.file_size for size in sizes[-1:])
         )
 
     def close(self) -> None:
@@ -106,7 +111,20 @@ class TimerLog:
 
     def covers(self, position: int) -> bool:
         """Whether a log that ended there can be this one."""
-        return self.start <= position <= max(self._fds, default=-self.file_size) + self.file_size
+        if not self._fds:
+            return position == 0
+        last, fd = max(self._fds.items())
+        size = self._files.size(fd)
+        if size < self.file_size and position > last:  # not behind a filler: files were smaller then
+            before = position - UNIT_SIZE
+            return next((at for at, _ in self.scan(before)), None) == before
+        return self.start <= position <= last + size
+
+    def drop_before(self, position: int) -> None:
+        """Remove the files before `position`: a run that was killed had forgotten them."""
+        for start in list(self._fds):
+            if start < position:
+                self._remove(start)
 
     # writing
 

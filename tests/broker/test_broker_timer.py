@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from rocketq.broker.timed import due_of, out_of, second_of
 from rocketq.errors import StoreFull
 from rocketq.names import TIMER_TOPIC
 from rocketq.record import decode_record
+from rocketq.store.files import OsFiles
+from rocketq.store.store import MessageStore
 from rocketq.store.timercheck import TimerCheck
+from rocketq.store.timerlog import UNIT_SIZE
 
 
 @pytest.fixture
@@ -349,6 +353,72 @@ def test_units_behind_the_checkpoint_are_found_again_without_going_through_the_t
     assert len(kit.advance(101_000)) == 61
 
 
+@pytest.mark.parametrize("moment", ["making", "preparing", "cutting"])
+def test_a_kill_while_a_file_of_the_log_has_not_its_size_costs_no_walk_through_the_topic(
+    kit: Kit, caplog: pytest.LogCaptureFixture, moment: str
+) -> None:
+    count = 19 if moment == "making" else 5  # a file has room for 19
+    for number in range(count):
+        kit.send(str(number), START + 100_000)
+    kit.work()
+    kit.checkpoint()
+    directory = kit.directory / "timerlog"
+    if moment == "cutting":
+        os.truncate(directory / f"{0:020}", kit.timer._log.end)
+    else:
+        (directory / f"{1024:020}").write_bytes(b"")
+    kit.kill()
+    assert "are gone through" not in caplog.text
+    kit.send("more", START + 100_000)
+    assert len(kit.advance(101_000)) == count + 1
+    assert {path.stat().st_size for path in directory.iterdir()} == {1024}
+
+
+@pytest.mark.parametrize("units", [0, 4])
+def test_a_file_of_the_log_that_lost_units_is_not_believed(
+    kit: Kit, caplog: pytest.LogCaptureFixture, units: int
+) -> None:
+    for number in range(5):
+        kit.send(str(number), START + 100_000)
+    kit.work()
+    kit.checkpoint()
+    os.truncate(kit.directory / "timerlog" / f"{0:020}", units * UNIT_SIZE)
+    kit.kill()
+    assert "all 5 timer messages are gone through" in caplog.text
+    assert len(kit.advance(101_000)) == 5
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_kill_while_old_files_of_the_log_go_costs_no_walk_through_the_topic(
+    kit: Kit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    for number in range(60):
+        kit.send(str(number), START + (1000 if number < 50 else 100_000))
+    kit.advance(2000)
+    files, first_left = kit.timer._files, kit.store.consume_entry(TIMER_TOPIC, 0, 45)
+    assert first_left is not None
+    unlink, gone = OsFiles.unlink, []
+
+    def remove(files: OsFiles, path: str) -> None:
+        if "timerlog" in path and len(gone) == removed:
+            raise OSError(errno.EIO, "killed", path)
+        gone.append(path)
+        unlink(files, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OsFiles, "unlink", remove)
+        patch.setattr(MessageStore, "min_physical_offset", first_left[0])
+        kit.checkpoint()
+    assert len(gone) == removed
+    assert files.check.log_start == 2048
+    kit.kill()
+    assert "are gone through" not in caplog.text
+    assert sorted(path.name for path in (kit.directory / "timerlog").iterdir()) == [
+        f"{at:020}" for at in (2048, 3072)
+    ]
+    assert len(kit.advance(100_000)) == 10
+
+
 def test_files_of_the_timer_log_go_with_the_commit_log(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         kit.send(str(number), START + 1000)
@@ -357,7 +427,8 @@ def test_files_of_the_timer_log_go_with_the_commit_log(kit: Kit, monkeypatch: py
     assert len(list(log.iterdir())) == 6
     log_offset = kit.store.consume_entry(TIMER_TOPIC, 0, 50)
     assert log_offset is not None
-    kit.timer._files.remove(kit.timer._log.forget_before(log_offset[0]))
+    kit.timer._files.forget_before(log_offset[0])
+    kit.timer._files.remove_forgotten()
     assert sorted(path.name for path in log.iterdir())[0] == f"{2048:020d}"
     kit.reopen()
     kit.send("new", kit.now + 1000)

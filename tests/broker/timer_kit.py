@@ -52,6 +52,7 @@ class Kit:
 
     def kill(self) -> None:
         """Leave the directory as a process that was killed leaves it, and open it again."""
+        self.timer._log._next = None
         self.timer._log.close()
         self.timer._wheel.close()
         store = self.store
