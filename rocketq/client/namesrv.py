@@ -8,6 +8,7 @@ sent the answer. :class:`AsyncLookup` and :class:`BlockingLookup` only carry the
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Generator, Iterator
@@ -226,20 +227,20 @@ class AsyncLookup:
 
 
 class BlockingLookup:
-    """Route queries over a :class:`BlockingClient`."""
+    """Route queries over a :class:`BlockingClient`. `timeout` in seconds, for each NameServer."""
 
     def __init__(self, remoting: BlockingClient, cache: BlockingRouteCache | None, timeout: float) -> None:
         self._remoting = remoting
         self.cache = cache
         self._timeout = timeout
 
-    def run(self, steps: Generator[Step, Answer, Learned]) -> Learned:
-        """Carries out a look-up. Raises as it does."""
+    def run(self, steps: Generator[Step, Answer, Learned], deadline: float = math.inf) -> Learned:
+        """Carries out a look-up, until `deadline` (of the monotonic clock). Raises as it does."""
         try:
             step = next(steps)
             while True:
                 try:
-                    answer = self._carry(step)
+                    answer = self._carry(step, deadline)
                 except RemotingError as error:
                     step = steps.throw(error)
                 else:
@@ -247,10 +248,11 @@ class BlockingLookup:
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
-    def _carry(self, step: Step) -> Answer:
+    def _carry(self, step: Step, deadline: float) -> Answer:
         if isinstance(step, Ask):
             code = RequestCode.GET_ROUTEINFO_BY_TOPIC
-            return self._remoting.call(step.address, code, _header(step.topic), timeout=self._timeout)
+            timeout = max(0.001, min(self._timeout, deadline - time.monotonic()))
+            return self._remoting.call(step.address, code, _header(step.topic), timeout=timeout)
         assert self.cache is not None
         if isinstance(step, CacheGet):
             return self.cache.get(step.topic)

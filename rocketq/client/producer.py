@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.transactions import AsyncTransaction, Check
-from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
+from rocketq.errors import ConfigError, InvalidMessage, RequestTimeout, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.names import reply_topic
 from rocketq.remoting.codes import RequestCode
@@ -225,16 +226,20 @@ class AsyncProducer:
     ) -> None:
         """Sends without asking for an answer: nobody knows whether it arrived.
 
-        Raises InvalidMessage, RouteNotFound and ConnectFailed all the same.
+        Waits up to `timeout` seconds for a route and a connection, and while the broker does not read what it was sent.
+        Raises InvalidMessage, RouteNotFound, ConnectFailed, and RequestTimeout: then the message was not sent.
         """
         self._check_running()
+        deadline = self._loop.time() + timeout
         outgoing = self.core.prepare(message)
-        delivery = self.core.delivery(outgoing, self._loop.time() + timeout, queue, selector, key)
-        known = await self._known(message.topic)
-        chosen = self.core.choose(delivery, known, message, self._loop.time())
+        delivery = self.core.delivery(outgoing, deadline, queue, selector, key)
+        known = await self._known(message.topic, deadline)
+        now = self._loop.time()
+        chosen = self.core.choose(delivery, known, message, now)
         address = self._master(chosen)
         fields = self.core.fields(outgoing, chosen, int(time.time() * 1000))
-        await self.instance.remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body)
+        seconds = self.core.time_for_attempt(deadline, now)
+        await self.instance.remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, seconds)
 
     async def send_batch(
         self,
@@ -268,7 +273,7 @@ class AsyncProducer:
         `timeout` in seconds is for both ways together; the consumer finds it in ms in the property TTL. Raises as
         `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the same.
         """
-        known = await self._known(message.topic)
+        known = await self._known(message.topic, self._loop.time() + timeout)
         for cluster in {data.cluster for data in known.route.broker_datas if data.cluster}:
             # the reply may come from any broker of the cluster, and has to find us there
             with contextlib.suppress(RouteNotFound):
@@ -338,7 +343,7 @@ class AsyncProducer:
     def _launch(self, send: _Send) -> None:
         """Sends at once when route and connection are there, else in a task."""
         delivery = send.delivery
-        known = self.instance.routes.fresh(delivery.outgoing.topic, 0.0, float("inf"))
+        known = self.instance.routes.fresh(delivery.outgoing.topic, 0.0, math.inf)
         if known is not None:
             try:
                 now = self._loop.time()
@@ -363,7 +368,7 @@ class AsyncProducer:
         try:
             if pause:
                 await asyncio.sleep(pause)
-            known = await self._known(send.delivery.outgoing.topic)
+            known = await self._known(send.delivery.outgoing.topic, send.delivery.deadline)
             now = self._loop.time()
             queue = self.core.choose(send.delivery, known, send.message, now)
             send.queue = queue
@@ -374,8 +379,15 @@ class AsyncProducer:
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the future
             self._failed(send, error)
 
-    async def _known(self, topic: str) -> Known:
-        return await self.instance.topic(topic, publish=True)
+    async def _known(self, topic: str, deadline: float | None = None) -> Known:
+        known = self.instance.routes.fresh(topic, 0.0, math.inf)
+        if known is not None:
+            return known
+        lookup = self.instance.topic(topic, publish=True)
+        try:
+            return await asyncio.wait_for(lookup, None if deadline is None else deadline - self._loop.time())
+        except asyncio.TimeoutError:
+            raise RequestTimeout(f"no NameServer said in time where topic {topic} is") from None
 
     def _master(self, queue: MessageQueue) -> str:
         address = self.instance.routes.master(queue.broker_name)

@@ -6,11 +6,12 @@ heartbeats go along with sends. Threads may share it, and a forked child may go 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from rocketq.client.routes import Known, RouteTable
 from rocketq.client.selectors import Selector
 from rocketq.client.sending import Delivery, Outgoing, SendCore, SendOptions, SendResult
 from rocketq.client.transactions import Check, Transaction, check_ended
-from rocketq.errors import ConfigError, RemotingError, RocketQError, RouteNotFound
+from rocketq.errors import ConfigError, RemotingError, RequestTimeout, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage, new_client_id
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.bodies import HeartbeatData, ProducerData
@@ -97,6 +98,7 @@ class Producer:
                 group,
                 namesrv,
                 retries=retries,
+                attempt_timeout=attempt_timeout,
                 compress_from=compress_from,
                 max_message_size=max_message_size,
                 latency_fault=latency_fault,
@@ -197,14 +199,17 @@ class Producer:
         key: object = None,
         timeout: float = 3.0,
     ) -> None:
-        """Sends without asking for an answer: nobody knows whether it arrived."""
-        deadline = time.monotonic() + timeout
+        """Sends without asking for an answer: nobody knows whether it arrived.
+
+        Waits up to `timeout` seconds for a route and a connection, and while the broker does not read what it was sent.
+        Raises InvalidMessage, RouteNotFound, RemotingError: then the message was not sent.
+        """
         outgoing = self.core.prepare(message)
-        delivery = self.core.delivery(outgoing, deadline, queue, selector, key)
+        delivery = self.core.delivery(outgoing, time.monotonic() + timeout, queue, selector, key)
         chosen, address = self._place(delivery, message)
+        left = self._begin_attempt(delivery, address)
         fields = self.core.fields(outgoing, chosen, _now_ms())
-        timeout = self.core.time_for_attempt(deadline, time.monotonic())
-        self._remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, timeout=timeout)
+        self._remoting.oneway(address, self.core.code(outgoing), fields, outgoing.body, timeout=left())
 
     def send_batch(
         self, messages: Sequence[Message], *, queue: MessageQueue | None = None, timeout: float = 3.0
@@ -236,11 +241,8 @@ class Producer:
                 requests.append((self.core.code(outgoing), self.core.fields(outgoing, chosen, now), outgoing.body))
             answers: list[Command | RemotingError]
             try:
-                answers = list(
-                    self._remoting.call_many(
-                        address, requests, timeout=self.core.time_for_attempt(deadline, time.monotonic())
-                    )
-                )
+                left = self._begin_attempt(deliveries[placed[0][0]], address)
+                answers = list(self._remoting.call_many(address, requests, timeout=left()))
             except RemotingError as error:
                 answers = [error] * len(requests)
             for (index, chosen), answer in zip(placed, answers, strict=True):
@@ -331,13 +333,10 @@ class Producer:
             chosen: MessageQueue | None = None
             try:
                 chosen, address = self._place(delivery, message)
-                delivery.started = time.monotonic()
+                left = self._begin_attempt(delivery, address)
+                fields = self.core.fields(outgoing, chosen, _now_ms())
                 answer = self._remoting.call(
-                    address,
-                    self.core.code(outgoing),
-                    self.core.fields(outgoing, chosen, _now_ms()),
-                    outgoing.body,
-                    timeout=self.core.time_for_attempt(delivery.deadline, time.monotonic()),
+                    address, self.core.code(outgoing), fields, outgoing.body, timeout=left()
                 )
                 return self._results(delivery, outgoing, chosen, answer, address)
             except RocketQError as error:
@@ -383,38 +382,53 @@ class Producer:
         """Queue and address for the next attempt."""
         if self._closed:
             raise ConfigError(f"producer {self.group} is closed")
-        known = self._topic(delivery.outgoing.topic)
+        known = self._topic(delivery.outgoing.topic, delivery.deadline)
         queue = self.core.choose(delivery, known, message, time.monotonic())
         address = self.routes.master(queue.broker_name)
         if address is None:
             raise RouteNotFound(f"broker {queue.broker_name} has no master just now (topic {queue.topic})")
-        self._beat(address)
         return queue, address
 
-    def _topic(self, topic: str) -> Known:
+    def _begin_attempt(self, delivery: Delivery, address: str) -> Callable[[], float]:
+        """Sees to it that the broker knows us; tells how many seconds are left of the attempt. Raises RemotingError."""
+        delivery.started = now = time.monotonic()
+        end = now + self.core.time_for_attempt(delivery.deadline, now)
+
+        def left() -> float:
+            return max(0.001, end - time.monotonic())
+
+        self._beat(address, left())
+        return left
+
+    def _topic(self, topic: str, deadline: float = math.inf) -> Known:
         if self._pid != os.getpid():
             self._after_fork()
         known = self.routes.fresh(topic, time.monotonic(), self._route_refresh)
         if known is not None:
             return known
-        with self._lookups:
+        left = deadline - time.monotonic()
+        if not self._lookups.acquire(timeout=min(max(0.0, left), threading.TIMEOUT_MAX)):
+            raise RequestTimeout(f"no NameServer said in time where topic {topic} is")
+        try:
             known = self.routes.fresh(topic, time.monotonic(), self._route_refresh)
             if known is None:
                 cached = self._names.cache is not None
                 steps = look_up(self.routes, self._servers, topic, publish=True, cached=cached)
-                known = self._names.run(steps).known
+                known = self._names.run(steps, deadline).known
+        finally:
+            self._lookups.release()
         return known
 
-    def _beat(self, address: str) -> None:
+    def _beat(self, address: str, timeout: float) -> None:
         """Tells the broker who we are, when the last time is long ago."""
         if self._check is not None:
             return  # brokers ask on the connections that they know us by, and nobody reads these
         now = time.monotonic()
         if now - self._beats.get(address, float("-inf")) < self._heartbeat_interval:
             return
-        self._beats[address] = now
         body = HeartbeatData(client_id=self.client_id, producer_data_set=[ProducerData(group_name=self.group)])
-        self._remoting.oneway(address, RequestCode.HEART_BEAT, {}, body.encode())
+        self._remoting.oneway(address, RequestCode.HEART_BEAT, {}, body.encode(), timeout=timeout)
+        self._beats[address] = now
 
 
 def _now_ms() -> int:

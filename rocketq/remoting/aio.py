@@ -121,11 +121,15 @@ class AsyncClient:
         body: bytes = b"",
         timeout: float = 3.0,
     ) -> None:
-        """Send a request that gets no answer, within `timeout` if a connection has to be made first.
+        """Send a request that gets no answer; waits for a peer that is slow to read.
 
-        Raises ConnectFailed, TooManyInFlight.
+        Raises ConnectFailed, and RequestTimeout when the peer does not read; then it was not sent.
         """
-        (await self.connect(address, timeout)).oneway(code, header, body)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        connection = await self.connect(address, timeout)
+        await connection.writable(deadline - loop.time())
+        connection.oneway(code, header, body)
 
     async def connect(self, address: str, timeout: float | None = None) -> Connection:
         """The connection to `address`, made if there is none; attempts at the same time are one.

@@ -257,6 +257,13 @@ class Connection(asyncio.Protocol):
             self._check_unsent()
             self.write(self.session.oneway(code, header, body))
 
+    async def writable(self, timeout: float) -> None:
+        """Wait until the peer has read most of what it was sent. Raises RequestTimeout."""
+        if self._out_size > FLUSH_AT and not self._batch:
+            self._flush()  # whoever writes on and on gives the loop no turn to do it
+        if self._write_paused:
+            await self._wait_until_drained(timeout)
+
     def close(self) -> None:
         """Send what was written, then close."""
         if not self.closed:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import socket
 import sys
-import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from client_helpers import Collector, fresh, until
+from client_helpers import Collector, Silent, fresh, until
 
 from rocketq.client import AsyncProducer, ConsumeResult, Producer, PullConsumer, PushConsumer
 from rocketq.client import member as members
@@ -26,11 +23,8 @@ from rocketq.client.troubles import REPEAT, Troubles
 from rocketq.errors import BrokerError, ConfigError, ConnectFailed, InvalidMessage
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.rebalance import average
-from rocketq.remoting.blocking import BlockingClient
-from rocketq.remoting.bodies import ConsumerList, DataVersion, RegisterBrokerBody, TopicConfig
-from rocketq.remoting.codes import RequestCode
+from rocketq.remoting.bodies import ConsumerList
 from rocketq.remoting.command import Command
-from rocketq.remoting.headers import RegisterBrokerHeader
 
 
 async def publish(namesrv: str, topic: str, number: int) -> MessageQueue:
@@ -311,51 +305,6 @@ def test_closing_ends_while_senders_wait_for_room(namesrv: str) -> None:
         assert all(isinstance(send.exception(), ConfigError) for send in sends[1:])
 
     asyncio.run(main())
-
-
-class Silent:
-    """A broker that takes everything and answers nothing, registered for a topic. `heard` counts what came."""
-
-    def __init__(self, namesrv: str, topic: str) -> None:
-        self._namesrv = namesrv
-        self._topic = topic
-        self.heard = 0
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self._connections: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self) -> Silent:
-        # a broker that is not known cannot register a single topic
-        table = {name: TopicConfig(name, 4, 4) for name in (self._topic, fresh("Other"))}
-        header = RegisterBrokerHeader(
-            broker_name="silent",
-            broker_addr=f"127.0.0.1:{self._socket.getsockname()[1]}",
-            cluster_name="DefaultCluster",
-            ha_server_addr="",
-            broker_id=0,
-            compressed=True,
-        )
-        self._client = BlockingClient()  # the NameServer forgets the broker when this ends
-        body = RegisterBrokerBody(DataVersion(), table).encode_compressed()
-        answer = self._client.call(self._namesrv, RequestCode.REGISTER_BROKER, header, body, timeout=10)
-        assert answer.code == 0, answer.remark
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        for one in (self._socket, *self._connections):
-            one.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self._connections.append(self._socket.accept()[0])
-                threading.Thread(target=self._read, args=(self._connections[-1],), daemon=True).start()
-
-    def _read(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while connection.recv(1 << 16):
-                self.heard += 1
 
 
 def test_a_broker_that_hangs_leaves_time_for_another_one(namesrv: str) -> None:
