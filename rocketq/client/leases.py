@@ -68,12 +68,19 @@ class Held:
 
 
 class Leases:
-    """Everything that one consumer holds. `lease` in seconds."""
+    """Everything that one consumer holds. `lease` in seconds; `room` is called when it holds less."""
 
-    def __init__(self, calls: PopCalls, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        calls: PopCalls,
+        lease: float,
+        room: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._calls = calls
         self._group = calls.group
         self._lease = lease
+        self._room = room
         self._clock = clock
         self._held: dict[Held, None] = {}
         self._done: dict[str, list[Held]] = {}
@@ -138,7 +145,7 @@ class Leases:
             elif held.renewing:
                 held.then = partial(self.ack, (held,))
             else:
-                self._held.pop(held, None)
+                self._let_go(held)
                 waiting = self._done.get(held.receipt.broker_name)
                 if waiting is None:
                     waiting = self._done[held.receipt.broker_name] = []
@@ -148,18 +155,18 @@ class Leases:
         if self._done and self._flush_timer is None:
             self._flush_soon(ACK_DELAY)
 
-    def give_back(self, held: Held, delay: float) -> None:
+    def give_back(self, held: Held, delay: float, *, begun: bool = True) -> None:
         """It is to come again in `delay` seconds. When the broker cannot be told, it comes when the lease ends.
 
-        It is nobody's from now on: it comes no sooner when we are gone.
+        It is nobody's from now on: it comes no sooner when we are gone. With `begun` False this was no attempt.
         """
         if held.lost:
             return
         if held.renewing:
-            held.then = partial(self.give_back, held, delay)
+            held.then = partial(self.give_back, held, delay, begun=begun)
             return
-        self._held.pop(held, None)
-        request = change_request(self._group, held.receipt, max(1, round(delay * 1000)))
+        self._let_go(held)
+        request = change_request(self._group, held.receipt, max(1, round(delay * 1000)), give_back=not begun)
         try:
             future = self._calls.submit(held.receipt.broker_name, request, TIMEOUT)
         except RocketQError as error:
@@ -167,6 +174,10 @@ class Leases:
             return
         self._under_way.add(future)
         future.add_done_callback(partial(self._given_back, held))
+
+    def _let_go(self, held: Held) -> None:
+        self._held.pop(held, None)
+        self._room()
 
     def _given_back(self, held: Held, future: asyncio.Future[Command]) -> None:
         self._under_way.discard(future)
@@ -311,7 +322,8 @@ class Leases:
             then()
 
     def _lose(self, held: Held, why: str) -> None:
-        if self._held.pop(held, held) is None:
+        if held in self._held:
+            self._let_go(held)
             held.lost = True
             level = self._troubles.level("lost")
             log.log(

@@ -120,7 +120,8 @@ class PopConsumer:
         self._on_retried = on_retried
         self._on_dead_lettered = on_dead_lettered
         self._calls = PopCalls(self.instance, group, Holder(self.instance.holder, round(grace * 1000)))
-        self._leases = Leases(self._calls, lease)
+        self._room = asyncio.Event()
+        self._leases = Leases(self._calls, lease, self._room.set)
         self._send_back = SendBack(self.instance, group, limit)
         self._tracer: Tracer | None = None
         trace_topic = topic_of(trace)
@@ -129,7 +130,6 @@ class PopConsumer:
                 group, trace_topic, AsyncProducer(group_of(group, "CONSUME"), instance=self.instance)
             )
         self._ready: asyncio.Queue[Held] = asyncio.Queue()
-        self._room = asyncio.Event()
         self._look = asyncio.Event()
         #: what handlers have now, and since when
         self._running_calls: dict[Held, float] = {}
@@ -211,8 +211,8 @@ class PopConsumer:
     async def close(self, timeout: float = 30.0) -> bool:
         """Leaves the group: no more pops, waits up to `timeout` seconds for running handlers, acknowledges.
 
-        What was not begun is given back at once; what was not finished comes again when its lease is over. Returns
-        whether everything was finished.
+        What was not begun is given back at once, and that was no attempt (Apache's brokers count it as one); what was
+        not finished comes again when the grace is over, or the lease. Returns whether everything was finished.
         """
         if not self._running:
             return True
@@ -220,7 +220,7 @@ class PopConsumer:
         *workers, keep, expire = self._tasks
         await cancel_all([keep, expire, *self._pops.values()])
         while not self._ready.empty():
-            self._leases.give_back(self._ready.get_nowait(), 0)
+            self._leases.give_back(self._ready.get_nowait(), 0, begun=False)
         end = time.monotonic() + timeout
         while self._running_calls and (left := end - time.monotonic()) > 0:
             self._quiet.clear()
@@ -331,7 +331,7 @@ class PopConsumer:
         except RocketQError:
             return
         for held in self._leases.take(popped, self._calls.losses(broker)):
-            self._leases.give_back(held, 0)
+            self._leases.give_back(held, 0, begun=False)
 
     # handing them to the handler
 
@@ -343,10 +343,12 @@ class PopConsumer:
             self._running_calls[held] = time.monotonic()
             try:
                 await self._consume(held)
+            except Exception:
+                log.exception("group %s: settling %s failed, it comes again", self.group, held.message)
+                self._leases.give_back(held, LEVELS[2])
             finally:
                 self._running_calls.pop(held, None)
                 self._quiet.set()
-                self._room.set()
 
     async def _consume(self, held: Held) -> None:
         assert self.handler is not None
@@ -395,7 +397,6 @@ class PopConsumer:
                     *(self.group, held.message, self._consume_timeout),
                 )
                 self._leases.give_back(held, LEVELS[2])
-                self._room.set()
 
     # what brokers ask
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -275,11 +276,69 @@ def test_who_stops_gives_back_what_was_not_begun(namesrv: str) -> None:
         other = Collector()
         async with consumer_of(namesrv, group, topic, other):
             await until(lambda: len(other.messages) == 6, deadline=10.0)
+            assert {message.attempt for message in other.messages} == {1}
             holding.set()
             assert await closing
         assert sorted([*begun, *other.bodies]) == [f"m{n}" for n in range(8)]
 
     asyncio.run(main())
+
+
+def test_messages_that_are_done_while_their_leases_are_renewed_make_room_for_others(namesrv: str) -> None:
+    """Their acknowledgements wait for the renewals: it is later than when handlers return that there is room."""
+    topic, group = fresh("PopRoom"), fresh("G")
+
+    async def main() -> None:
+        got: list[str] = []
+        late: list[Callable[[], None]] = []
+
+        async def handle(messages: list[ReceivedMessage]) -> HandlerResult:
+            if not got:
+                await until(lambda: len(leases) == 2)
+                for held in leases._held:
+                    held.losses -= 1  # as if the connection had been lost since
+                leases._renew()
+            got.append(messages[0].body.decode())
+            return ConsumeResult.SUCCESS
+
+        def slow(broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
+            if request.code != RequestCode.CHANGE_MESSAGE_INVISIBLETIME:
+                return submit(broker, request, timeout)
+            future: asyncio.Future[Command] = asyncio.get_running_loop().create_future()
+            late.append(
+                lambda: submit(broker, request, timeout).add_done_callback(lambda f: future.set_result(f.result()))
+            )
+            return future
+
+        await publish(namesrv, topic, "a", "b", "c")
+        consumer = consumer_of(namesrv, group, topic, handle, concurrency=1, lease=600.0)
+        leases, submit = consumer._leases, consumer._calls.submit
+        consumer._calls.submit = slow  # type: ignore[method-assign]
+        async with consumer:
+            await until(lambda: len(got) == 2 and consumer.in_flight == 0)
+            for answer in late:
+                answer()
+            await until(lambda: len(got) == 3)
+
+    asyncio.run(main())
+
+
+def test_a_result_that_cannot_be_carried_out_costs_no_worker(namesrv: str) -> None:
+    topic, group = fresh("PopNever"), fresh("G")
+
+    async def main() -> None:
+        pop_consumer_module.LEVELS = (0.1,) * 18  # type: ignore[misc]
+        results: list[HandlerResult] = [RetryLater(delay=float("inf")), ConsumeResult.SUCCESS]
+        handler = Collector(lambda messages: results.pop(0))
+        async with consumer_of(namesrv, group, topic, handler, concurrency=1):
+            await publish(namesrv, topic, "x")
+            await until(lambda: len(handler.messages) == 2)
+
+    levels = pop_consumer_module.LEVELS
+    try:
+        asyncio.run(main())
+    finally:
+        pop_consumer_module.LEVELS = levels  # type: ignore[misc]
 
 
 def test_a_handler_that_does_not_return_loses_its_message(namesrv: str) -> None:
