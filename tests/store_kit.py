@@ -74,8 +74,16 @@ def delete_topic(store, topic):
     removed = store.forget_topic(topic)
     if removed is not None:
         removed.result()
-        store.save_soon().result()
+        save_checkpoint(store).result()
         store.topic_gone(topic)
+
+
+def save_checkpoint(store):
+    """A checkpoint of what was dispatched; returns a future."""
+    store.begin_checkpoint()
+    while (saved := store.continue_checkpoint()) is None:
+        pass
+    return saved
 
 
 def send(

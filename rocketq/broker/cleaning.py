@@ -58,7 +58,12 @@ class Cleaning:
                     log.error("%s", error)
                     failure = error
             if gone:
-                await asyncio.wrap_future(self._store.save_soon())
+                self._store.begin_checkpoint()
+                saved = None
+                while saved is None:
+                    await asyncio.sleep(0)  # others have their turns meanwhile
+                    saved = self._store.continue_checkpoint()
+                await asyncio.wrap_future(saved)
                 for topic in gone:
                     self._store.topic_gone(topic)
         if failure is not None:

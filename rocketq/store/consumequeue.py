@@ -15,7 +15,7 @@ import logging
 import os
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rocketq.errors import StoreError, TopicBeingDeleted
 from rocketq.store.files import Files
@@ -526,9 +526,9 @@ class ConsumeQueues:
         self._changed_dirs.add(self._directory(queue))
         return path
 
-    def take_changed(self) -> tuple[Sequence[str], Sequence[str]]:
+    def take_changed(self) -> tuple[set[str], set[str]]:
         """Files and directories that have to be forced to disk."""
-        changed = sorted(self._changed_files), sorted(self._changed_dirs)
+        changed = self._changed_files, self._changed_dirs
         self._changed_files, self._changed_dirs = set(), set()
         return changed
 

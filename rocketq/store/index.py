@@ -470,10 +470,10 @@ class Index:
         """End time of the last file that is full; what the checkpoint calls indexMsgTimestamp."""
         return max((file.end_timestamp for file in self.files if file.full), default=0)
 
-    def take_changed(self) -> tuple[list[str], list[str]]:
+    def take_changed(self) -> tuple[set[str], set[str]]:
         """Files and directories that have to be forced to disk."""
-        files, self._changed = sorted(self._changed), set()
-        directories = [self.directory] if self._new_file else []
+        files, self._changed = self._changed, set()
+        directories = {self.directory} if self._new_file else set()
         self._new_file = False
         return files, directories
 

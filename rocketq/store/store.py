@@ -21,7 +21,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
@@ -55,6 +55,8 @@ _CHECKPOINT_EVERY = 5.0
 _QUEUES_PER_TURN = 200
 #: … and that every batch writes meanwhile, so that thousands of queues are done in seconds without a pause.
 _QUEUES_PER_BATCH = 2
+#: The same for a turn of the loop when somebody waits for the checkpoint.
+_QUEUES_PER_STEP = 20
 
 
 #: From so many files and directories on, forcing the whole system's data to disk takes less time than forcing each.
@@ -609,21 +611,35 @@ class MessageStore(Reader):
             where = error.filename or self.consume_queues.directory
             raise store_error(f"{what}: {where}", error) from error
 
-    def save_soon(self) -> Future[None]:
-        """Second step: done when a checkpoint is saved, so that an unclean stop does not bring the queues back.
+    def begin_checkpoint(self) -> None:
+        """Second step: let a checkpoint be saved, so that an unclean stop does not bring the queues back.
 
         Raises StoreError.
         """
         self._helping()
         self.advance()
         try:
-            checkpoint = self._note_all()
+            self.index.flush()
         except OSError as error:
-            raise store_error("cannot write ConsumeQueue or index files", error) from error
-        return self._begin_saving(checkpoint)
+            raise store_error("cannot write index files", error) from error
+        self._set_goal()
+
+    def continue_checkpoint(self) -> Future[None] | None:
+        """Third step, of some ms as there may be thousands of queues: call it until it returns a future, which is done
+        when the checkpoint is saved.
+
+        Raises StoreError.
+        """
+        self._helping()
+        try:
+            if self._goal is not None:
+                self._approach_goal(_QUEUES_PER_STEP)
+        except OSError as error:
+            raise store_error("cannot write ConsumeQueue files", error) from error
+        return self._saving if self._goal is None else None
 
     def topic_gone(self, topic: str) -> None:
-        """Last step: the topic may begin anew. Raises StoreError when the second step has failed."""
+        """Last step: the topic may begin anew. Raises StoreError when the checkpoint could not be saved."""
         if self._broken or self._flusher.failure:
             raise StoreError(self._broken or self._flusher.failure)
         self.consume_queues.forgotten(topic)
@@ -718,37 +734,42 @@ class MessageStore(Reader):
 
     def _checkpoint(self) -> None:
         """One step towards the next checkpoint, when it is time for one."""
-        queues = self.consume_queues
         if self._saving is not None:
             if not self._saving.done():
                 return
             self._saving.result()
-            self._saving = None
             if not self._broken:
                 self._safe = self._saved_last
         if self._goal is None:
             if time.monotonic() - self._saved_at < _CHECKPOINT_EVERY or self._saved_offset == self.readable:
                 return
-            self._goal = self._note(), queues.flushes + queues.dirty_count
+            self._set_goal()
+        self._approach_goal(_QUEUES_PER_TURN)
+
+    def _set_goal(self) -> None:
+        """Begin a checkpoint of what is dispatched now; its index entries are written."""
+        queues = self.consume_queues
+        self._goal = self._note(), queues.flushes + queues.dirty_count
+
+    def _approach_goal(self, most: int) -> None:
+        """Write the entries of up to so many queues. When all are written that were when it was set, it is saved."""
+        assert self._goal is not None
         checkpoint, flushes = self._goal
-        queues.flush(min(_QUEUES_PER_TURN, flushes - queues.flushes))
+        queues = self.consume_queues
+        queues.flush(min(most, flushes - queues.flushes))
         if queues.flushes < flushes or self._helper is None:
             return
-        self._begin_saving(checkpoint)
-
-    def _begin_saving(self, checkpoint: Checkpoint) -> Future[None]:
         self._goal = None
         self._saved_at = time.monotonic()
         self._saved_offset, self._saved_last = checkpoint.offset or 0, checkpoint.last
-        self._saving = self._helping().submit(self._save, checkpoint, *self._changed())
-        return self._saving
+        self._saving = self._helper.submit(self._save, checkpoint, *self._changed())
 
-    def _changed(self) -> tuple[list[str], list[str]]:
+    def _changed(self) -> tuple[set[str], set[str]]:
         files, directories = self.consume_queues.take_changed()
         more_files, more_directories = self.index.take_changed()
-        return [*files, *more_files], [*directories, *more_directories]
+        return files | more_files, directories | more_directories
 
-    def _save(self, checkpoint: Checkpoint, paths: list[str], directories: list[str]) -> None:
+    def _save(self, checkpoint: Checkpoint, paths: Collection[str], directories: Collection[str]) -> None:
         """Force log and derived files to disk, then save the checkpoint. On the helper's thread, or at the end."""
         files = self.files
         self._flusher.flush()
@@ -758,14 +779,14 @@ class MessageStore(Reader):
             if len(paths) + len(directories) > _SYNC_ALL:
                 files.sync_all()
                 paths, directories = [], []
-            for path in paths:
+            for path in sorted(paths):
                 with suppress(FileNotFoundError):  # its topic was deleted meanwhile
                     fd = files.open(path)
                     try:
                         files.fdatasync(fd)
                     finally:
                         files.close(fd)
-            for directory in directories:
+            for directory in sorted(directories):
                 with suppress(FileNotFoundError):
                     files.fsync_dir(directory)
             self._marks.save(checkpoint)
@@ -776,18 +797,13 @@ class MessageStore(Reader):
             )
             log.error("%s", self._broken)
 
-    def _note_all(self) -> Checkpoint:
-        """Write all entries, and return the checkpoint that covers them. Raises OSError."""
-        self.index.flush()
-        self.consume_queues.flush(self.consume_queues.dirty_count)
-        return self._note()
-
     def _save_now(self) -> None:
         """Save a checkpoint of everything, on this thread."""
         if self._saving is not None:
             self._saving.result()
-            self._saving = None
         self._goal = None
-        checkpoint = self._note_all()
+        self.index.flush()
+        self.consume_queues.flush(self.consume_queues.dirty_count)
+        checkpoint = self._note()
         self._save(checkpoint, *self._changed())
         self._saved_offset = checkpoint.offset or 0

@@ -128,8 +128,8 @@ def test_queues_of_topics_that_do_not_exist_are_removed_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
-        save_soon, saved = broker.store.save_soon, []
-        monkeypatch.setattr(broker.store, "save_soon", lambda: saved.append(1) or save_soon())
+        begin, saved = broker.store.begin_checkpoint, []
+        monkeypatch.setattr(broker.store, "begin_checkpoint", lambda: saved.append(1) or begin())
         for topic in ("F", "G", "H", "Kept"):
             await wire.store(topic)
         for topic in ("F", "G", "H"):

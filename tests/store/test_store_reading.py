@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from store_kit import HOST, bodies, delete_topic, send
+from store_kit import HOST, bodies, delete_topic, save_checkpoint, send
 
 from rocketq.errors import InvalidMessage, StoreFull
 from rocketq.hashing import tags_code
@@ -310,7 +310,7 @@ def test_a_topic_takes_nothing_until_all_of_it_is_deleted(opened):
     store = opened()
     send(store, body=b"old")
     send(store, "other")
-    for step in (store.forget_topic("T"), store.save_soon()):
+    for step in (store.forget_topic("T"), save_checkpoint(store)):
         with pytest.raises(StoreFull, match="T is being deleted"):
             send(store, body=b"too soon")
         send(store, "other")
@@ -319,6 +319,29 @@ def test_a_topic_takes_nothing_until_all_of_it_is_deleted(opened):
     assert send(store, body=b"new").queue_offset == 0
     opened.crash(store)
     assert bodies(opened()) == [b"new"]
+
+
+def test_a_checkpoint_that_is_waited_for_is_no_long_turn_and_does_not_wait_for_what_comes_meanwhile(opened):
+    store = opened()
+    for number in range(100):
+        send(store, f"topic-{number}")
+    store.begin_checkpoint()
+    turns, more = 0, 0
+    while (saved := store.continue_checkpoint()) is None:
+        turns += 1
+        assert turns < 100
+        for _ in range(40):
+            send(store, f"more-{more}", write=False)
+            more += 1
+        store.write()
+        assert store.max_offset("more-0", 0) == 1
+    saved.result()
+    assert turns >= 4
+    opened.crash(store)
+    again = opened()
+    assert opened.recovery.records <= more + 1
+    assert all(again.max_offset(f"topic-{number}", 0) == 1 for number in range(100))
+    assert again.max_offset(f"more-{more - 1}", 0) == 1
 
 
 def test_a_file_of_somebody_else_is_named_and_keeps_no_topic_from_being_deleted(opened, caplog):

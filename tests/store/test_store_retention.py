@@ -70,7 +70,7 @@ def checkpoint(store):
 
     def saved():
         store.maintain()
-        return store._saved_offset == end and store._saving is None
+        return store._saved_offset == end and store._safe == store._saved_last
 
     wait_until(saved, what="a checkpoint")
 
