@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from types import TracebackType
 from typing import Any
 
 from rocketq.client.assigned import Assigned
@@ -139,7 +140,14 @@ class PullConsumer(GroupMember):
             )
 
     async def close(self) -> None:
-        """Commits (with `auto_commit`) what polls returned, leaves the group, closes the connections."""
+        """Commits (with `auto_commit`) what polls returned, leaves the group, closes the connections.
+
+        The end of an `async with` block that raises leaves out the last poll, which was being worked on.
+        """
+        self._all_safe()
+        await self._close()
+
+    async def _close(self) -> None:
         if not self._running:
             return
         self._running = False
@@ -148,7 +156,7 @@ class PullConsumer(GroupMember):
             one.drop()
             await cancel_all(one.tasks)
         if self.auto_commit:
-            await self.commit()
+            await self._commit(self.assigned.values(), wait=True)
         self.assigned.clear()
         if self._tracer is not None:
             await self._tracer.close()
@@ -159,8 +167,10 @@ class PullConsumer(GroupMember):
         await self.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await (self.close() if error is None else self._close())
 
     # queues and positions
 

@@ -106,6 +106,28 @@ def test_automatic_commits_leave_out_the_poll_that_is_being_worked_on(namesrv: s
     asyncio.run(main())
 
 
+def test_what_was_being_worked_on_when_something_raised_comes_again(namesrv: str) -> None:
+    topic, group = fresh("Raises"), fresh("G")
+
+    async def work(queue: MessageQueue) -> None:
+        async with PullConsumer(group, namesrv, from_where="FIRST") as consumer:
+            await consumer.assign([queue])
+            for expected in (b"a", b"b"):
+                (message,) = await consumer.poll(10.0, max_messages=1)
+                assert message.body == expected
+            raise ValueError("b cannot be worked on just now")
+
+    async def main() -> None:
+        queue = await publish(namesrv, topic, "a", "b", "c")
+        with pytest.raises(ValueError, match="just now"):
+            await work(queue)
+        async with PullConsumer(group, namesrv, from_where="FIRST") as consumer:
+            await consumer.assign([queue])
+            assert await drain(consumer, 2) == ["b", "c"]
+
+    asyncio.run(main())
+
+
 def test_subscribers_share_the_queues(namesrv: str) -> None:
     topic, group = fresh("Subscribed"), fresh("G")
 
