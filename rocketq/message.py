@@ -495,15 +495,16 @@ class UniqueIds:
         self._counter = itertools.count()
 
     def _start(self, now: float) -> None:
+        pid = os.getpid()
+        if self._pid != pid:
+            raw = _local_address() + struct.pack(">H", pid & 0xFFFF) + os.urandom(4)
+            self._prefix = raw.hex().upper()
+            self._counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
+            self._pid = pid  # last: other threads take it that the rest is there
         local = time.localtime(now)
         year, month = local.tm_year, local.tm_mon
         self._month = time.mktime((year, month, 1, 0, 0, 0, 0, 0, -1))
         self._next_month = time.mktime((year, month + 1, 1, 0, 0, 0, 0, 0, -1))
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            raw = _local_address() + struct.pack(">H", self._pid & 0xFFFF) + os.urandom(4)
-            self._prefix = raw.hex().upper()
-            self._counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
 
     def new(self) -> str:
         now = self._clock()

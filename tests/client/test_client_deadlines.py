@@ -18,6 +18,8 @@ from rocketq.remoting import blocking
 
 #: Seconds: what a send may take, and after which nobody can think any more that it kept to that.
 SHORT, LONG = 0.2, 60.0
+#: Seconds for an attempt: less than connections have otherwise, and enough for a server on a busy machine.
+ATTEMPT = 1.5
 
 
 def test_one_way_sends_wait_for_a_broker_that_does_not_read_and_say_so(namesrv: str) -> None:
@@ -28,8 +30,9 @@ def test_one_way_sends_wait_for_a_broker_that_does_not_read_and_say_so(namesrv: 
         async with AsyncProducer("PG", namesrv) as producer:
 
             async def send_on_and_on() -> None:
-                for _ in range(200):
-                    await producer.send_oneway(Message(topic, body), queue=queue, timeout=SHORT)
+                for number in range(200):
+                    seconds = SHORT if number else LONG  # the first one has to find the way
+                    await producer.send_oneway(Message(topic, body), queue=queue, timeout=seconds)
 
             with pytest.raises(RequestTimeout, match="read nothing"):
                 await send_on_and_on()
@@ -55,6 +58,7 @@ def test_a_connection_that_does_not_come_about_costs_a_send_its_own_time(
 
     async def main() -> None:
         async with AsyncProducer("PG", namesrv) as producer:
+            await producer.queues(topic)
             with pytest.raises(ConnectFailed, match=r"within 0\.\d"):
                 await producer.send_oneway(Message(topic, b"x"), queue=queue, timeout=SHORT)
 
@@ -63,12 +67,12 @@ def test_a_connection_that_does_not_come_about_costs_a_send_its_own_time(
         producer.send(Message(topic, b"makes the topic"))
     with Silent(namesrv, topic, accepts=False) as silent:
         asyncio.run(main())
-        with Producer("PG", namesrv, retries=5, attempt_timeout=SHORT) as producer:
+        with Producer("PG", namesrv, retries=5, attempt_timeout=ATTEMPT) as producer:
             for _ in range(10):  # one of them is for the silent broker first
                 assert producer.send(Message(topic, b"x"), timeout=LONG).status == "SEND_OK"
             results = producer.send_many([Message(topic, b"x") for _ in range(10)], timeout=LONG)
             assert {result.status for result in results} == {"SEND_OK"}
-        assert 0 < max(allowed[silent.address]) <= SHORT
+        assert 0 < max(allowed[silent.address]) <= ATTEMPT
 
 
 def test_a_name_server_that_hangs_costs_a_send_its_own_time() -> None:

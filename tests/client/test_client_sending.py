@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rocketq.client.batch import encode_batch
 from rocketq.client.routes import RouteTable
 from rocketq.client.sending import SendCore, SendOptions
 from rocketq.errors import BrokerError, ConnectFailed, InvalidMessage, RouteNotFound
-from rocketq.message import Message, MessageQueue
+from rocketq.message import Message, MessageQueue, UniqueIds
 from rocketq.remoting.bodies import BrokerData, QueueData, TopicRoute
 from rocketq.remoting.command import Command, FrameDecoder
 
@@ -85,6 +86,28 @@ def test_the_unique_id_stays_when_a_message_is_sent_again() -> None:
     first = one.prepare(message).ids
     assert one.prepare(message).ids == first
     assert message.unique_id == first[0]
+
+
+def test_threads_that_send_first_at_once_have_whole_unique_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow_address() -> bytes:
+        if not looking.is_set():
+            looking.set()
+            assert go_on.wait(30)
+        return bytes(4)
+
+    monkeypatch.setattr("rocketq.message._local_address", slow_address)
+    ids = UniqueIds()
+    made: list[str] = []
+    first = threading.Thread(target=lambda: made.append(ids.new()))
+    first.start()
+    assert looking.wait(30)
+    made.append(ids.new())
+    go_on.set()
+    first.join(30)
+    assert [len(each) for each in made] == [32, 32]
+    assert made[0] != made[1]
 
 
 def test_large_bodies_are_compressed_before_their_size_counts() -> None:
