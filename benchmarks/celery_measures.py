@@ -182,8 +182,8 @@ def back_after(bench: Bench) -> float:
         bench.publish("hold", 2, 8)
         bench.lines(2)
         with bench.worker(2):
-            with_children(first, signal.SIGKILL)
             killed = time.time()
+            with_children(first, signal.SIGKILL)
             again = [when for _, when in bench.lines(4)][2:]
     return max(again) - killed
 
