@@ -65,7 +65,7 @@ class Calls:
         for call in self._after:
             self._hub.call_soon(call)
         self._after.clear()
-        if getattr(self._hub, "_ready", True):
+        if getattr(self._hub, "_ready", ()):  # what `call_soon` was given: the hub calls it after it has waited
             self._waker.wake()
 
     # when nobody is in the middle of anything
