@@ -2,10 +2,14 @@
 
 ConsumeQueues and index are not copied, they are made here. Where a copy begins in the middle of a log, its queues begin
 with the first record that is there. A topic that the master deleted and made anew begins at 0 again.
+
+The bytes of a record whose body does not match its CRC are kept, as the logs have to stay the same, and those behind it
+are taken in.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
 
 from rocketq.errors import StoreError
@@ -13,8 +17,10 @@ from rocketq.record import MAGIC_BLANK, MAGIC_V1, MAGIC_V2, CorruptRecord
 from rocketq.store.commitlog import CommitLog
 from rocketq.store.consumequeue import ConsumeQueues
 from rocketq.store.index import Index
-from rocketq.store.recovery import Rebuilder, parse
+from rocketq.store.recovery import Found, Rebuilder, parse
 from rocketq.store.values import Appended
+
+log = logging.getLogger("rocketq.store")
 
 _SIZE_MAGIC = struct.Struct(">II")
 #: Records that are taken in at once.
@@ -27,6 +33,8 @@ class Following:
     def __init__(self, commit_log: CommitLog, queues: ConsumeQueues, index: Index, delays: list[int]) -> None:
         self._log = commit_log
         self._entries = Rebuilder(queues, index, delays, whole=True)
+        #: end of the last record that came with a body that does not match its CRC
+        self.damaged = 0
 
     def take(self, start: int, end: int) -> tuple[int, list[Appended]]:
         """The whole records from `start` on in a log that is written up to `end`, and where they end.
@@ -51,15 +59,31 @@ class Following:
                 break
             data = self._log.view(start, size)
             assert data is not None
-            try:
-                found = parse(bytes(data), 0, size, start, False)
-            except CorruptRecord as error:
-                raise self._no_log(start, str(error)) from None
+            found = self._parse(bytes(data), start)
             if batch and not self._entries.continues(found):
                 break
             batch.append(self._entries.take(found))
             start += size
         return start, batch
+
+    def _parse(self, data: bytes, start: int) -> Found:
+        try:
+            return parse(data, 0, len(data), start, True)
+        except CorruptRecord:
+            try:
+                found = parse(data, 0, len(data), start, False)
+            except CorruptRecord as error:
+                raise self._no_log(start, str(error)) from None
+        file = self._log.find(start)
+        assert file is not None
+        log.error(
+            "%s is damaged at byte %d: the master sent message %d of topic %s queue %d with a body that does not match "
+            "its CRC, it is not handed out. See `rocketq store check` on the master; if it is sound there, remove this "
+            "store, which is copied again then",
+            *(file.path, start - file.start, found.queue_offset, found.topic, found.queue_id),
+        )
+        self.damaged = start + len(data)
+        return found
 
     def _no_log(self, offset: int, why: str) -> StoreError:
         return StoreError(

@@ -83,7 +83,8 @@ class Reader:
         self.index = Index(f"{root}/index", config.max_hash_slot_num, config.max_index_num, files)
         #: end of what may be read
         self.readable = 0
-        #: what is before is from earlier runs, and nobody has looked whether the disk still has it as it was
+        #: what is before is from earlier runs, and nobody has looked whether the disk still has it as it was, or a
+        #: master sent a record of it that is damaged
         self._unchecked = 0
         self._reported: set[int] = set()
 

@@ -470,6 +470,7 @@ class MessageStore(Reader):
         assert following is not None
         while self.readable < end:
             stop, batch = following.take(self.readable, end)
+            self._unchecked = max(self._unchecked, following.damaged)
             if batch:
                 self._dispatch(stop, batch)
             if stop == self.readable and not batch:

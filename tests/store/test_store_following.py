@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from store_kit import HOST, Opener, bodies, delete_topic, send
+from store_kit import HOST, Opener, bodies, delete_topic, problems_of, send
 
 from rocketq.errors import StoreError, StoreFull
 from rocketq.record import encode_record
@@ -203,6 +203,33 @@ def test_what_does_not_continue_the_log_is_an_error_and_changes_nothing(pair):
     with pytest.raises(StoreError, match="is no record"):
         copy.append_raw(end, b"this is no record at all")
     assert bodies(copy) == [b"1" * 200]
+
+
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_a_body_that_came_damaged_is_named_and_handed_to_nobody_and_those_behind_it_come(
+    pair, tmp_path, caplog, flush
+):
+    master, follow, opener = pair
+    copy = follow(flush_disk_type=flush)
+    _, second, _ = (send(master, body=body).physical_offset for body in (b"1" * 50, b"2" * 50, b"3" * 50))
+    sent = bytes(master.raw(0, 4096)).replace(b"2" * 50, b"2" * 25 + b"x" + b"2" * 24)
+    copy.append_raw(0, sent)
+    copy.flush()
+    copy.advance()
+    file = f"{tmp_path}/copy/commitlog/{0:020}"
+    assert f"{file} is damaged at byte {second}: the master sent message 1 of topic T queue 0" in caplog.text
+    assert bodies(copy) == [b"1" * 50, b"3" * 50]
+    assert copy.max_offset("T", 0) == 3
+    send(master, body=b"4")
+    transfer(master, copy)
+    copy.flush()
+    copy.advance()
+    assert bodies(copy) == [b"1" * 50, b"3" * 50, b"4"]
+    assert log_bytes(copy) == sent + log_bytes(master)[len(sent) :]
+    opener.stores.remove(copy)
+    copy.close()
+    assert [(problem.file, problem.position) for problem in problems_of(tmp_path / "copy")] == [(file, second)]
+    assert bodies(follow()) == [b"1" * 50, b"3" * 50, b"4"]
 
 
 def test_an_empty_copy_of_a_log_with_other_files_is_refused(pair):
