@@ -25,6 +25,7 @@ from rocketq.names import reply_topic
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.connection import Connection
+from rocketq.remoting.waiting import wait_result
 
 log = logging.getLogger("rocketq.client")
 
@@ -273,6 +274,7 @@ class AsyncProducer:
         `timeout` in seconds is for both ways together; the consumer finds it in ms in the property TTL. Raises as
         `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the same.
         """
+        self._check_running()
         known = await self._known(message.topic, self._loop.time() + timeout)
         for cluster in {data.cluster for data in known.route.broker_datas if data.cluster}:
             # the reply may come from any broker of the cluster, and has to find us there
@@ -309,6 +311,7 @@ class AsyncProducer:
 
     async def introduce(self, topic: str) -> None:
         """Sees to it that the brokers of a topic know this producer and can ask it. Raises as `queues`."""
+        self._check_running()
         await self._known(topic)
         await self.instance.introduce()
 
@@ -384,8 +387,10 @@ class AsyncProducer:
         if known is not None:
             return known
         lookup = self.instance.topic(topic, publish=True)
+        if deadline is None:
+            return await lookup
         try:
-            return await asyncio.wait_for(lookup, None if deadline is None else deadline - self._loop.time())
+            return await wait_result(lookup, deadline - self._loop.time())
         except asyncio.TimeoutError:
             raise RequestTimeout(f"no NameServer said in time where topic {topic} is") from None
 

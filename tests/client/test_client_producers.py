@@ -308,6 +308,18 @@ def test_a_forked_child_goes_on_with_the_producer(namesrv: str) -> None:
     assert len({message.message_id for message in got}) == 22
 
 
+def test_who_was_not_started_says_so() -> None:
+    async def main() -> None:
+        producer = AsyncProducer("PG", "127.0.0.1:9876")
+        for use in (producer.send, producer.send_oneway, producer.request):
+            with pytest.raises(ConfigError, match="is not started"):
+                await use(Message("T", b"x"))
+        with pytest.raises(ConfigError, match="is not started"):
+            await producer.introduce("T")
+
+    asyncio.run(main())
+
+
 def test_bad_options_are_refused_at_once() -> None:
     with pytest.raises(ConfigError):
         AsyncProducer("PG")
