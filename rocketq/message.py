@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import NamedTuple
@@ -296,6 +296,13 @@ class ReceivedMessage:
     @property
     def tag(self) -> str | None:
         return self.properties.get(names.TAGS)
+
+    def has_tag(self, tags: Collection[str]) -> bool:
+        """Whether it has one of these tags; also when it is damaged, for whoever handles it to find out."""
+        try:
+            return self.tag in tags
+        except CorruptRecord:
+            return True
 
     @property
     def keys(self) -> list[str]:

@@ -316,7 +316,7 @@ class PopConsumer:
         statistics.pulled += len(popped.messages)
         for held in self._leases.take(popped, losses):
             # brokers compare hashes of tags
-            if subscription.tags is None or held.message.tag in subscription.tags:
+            if subscription.tags is None or held.message.has_tag(subscription.tags):
                 self._ready.put_nowait(held)
             else:
                 self._leases.ack([held])

@@ -139,7 +139,7 @@ class QueueCalls:
             messages = decode_messages(answer.body, queue.broker_name)
             tags = parse_tags(expression) if expression_type == TAG else None
             if tags is not None:  # the broker compares hashes only
-                messages = [message for message in messages if message.tag in tags]
+                messages = [message for message in messages if message.has_tag(tags)]
         return Pulled(status, messages, told.next_begin_offset, told.min_offset, told.max_offset)
 
     async def max_offset(self, queue: MessageQueue) -> int:

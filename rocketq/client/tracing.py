@@ -22,7 +22,7 @@ from rocketq.client.troubles import Troubles
 from rocketq.errors import RocketQError
 from rocketq.message import Message, ReceivedMessage, new_unique_id
 from rocketq.names import GROUP_MAX_LENGTH, TRACE_TOPIC
-from rocketq.record import TRANSACTION_COMMIT
+from rocketq.record import TRANSACTION_COMMIT, CorruptRecord
 from rocketq.remoting.headers import EndTransactionHeader
 from rocketq.remoting.waiting import cancel_all, wait_event
 from rocketq.trace import Trace
@@ -242,7 +242,10 @@ class Taken(NamedTuple):
 
 
 def _wanted(message: ReceivedMessage) -> bool:
-    return message.properties.get(names.TRACE_ON) != "false"
+    try:
+        return message.properties.get(names.TRACE_ON) != "false"
+    except CorruptRecord:
+        return False  # nothing can be said of it
 
 
 def sent(

@@ -107,7 +107,10 @@ def receipts(
     pop_time, invisible_time, revive_queue = answer.pop_time, answer.invisible_time, answer.revive_qid
     for message in messages:
         if retried:
-            carried = message.properties.get(names.POP_CK)
+            try:
+                carried = message.properties.get(names.POP_CK)
+            except CorruptRecord:
+                carried = None  # brokers write it into messages that they can read
             if carried is not None:
                 made.append(parse_receipt(carried, topic, group))
                 continue

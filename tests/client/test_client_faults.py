@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from client_helpers import Collector, Silent, fresh, until
 
-from rocketq.client import AsyncProducer, ConsumeResult, Producer, PullConsumer, PushConsumer
+from rocketq import message as message_module
+from rocketq.client import AsyncProducer, ConsumeResult, PopConsumer, Producer, PullConsumer, PushConsumer
 from rocketq.client import member as members
 from rocketq.client.assigned import Assigned
 from rocketq.client.instance import ClientInstance
@@ -327,3 +328,44 @@ def test_a_broker_that_hangs_leaves_time_for_another_one(namesrv: str) -> None:
             for number in range(10):
                 assert producer.send(Message(topic, b"%d" % number), timeout=30).status == "SEND_OK"
         assert silent.heard > heard
+
+
+@pytest.mark.parametrize("kind", [PushConsumer, PopConsumer])
+def test_a_damaged_message_is_a_dead_letter_and_costs_no_other(
+    namesrv: str, monkeypatch: pytest.MonkeyPatch, kind: type[PushConsumer] | type[PopConsumer]
+) -> None:
+    """Apache's brokers store a batch as it came; nothing that looks at properties must stumble over it."""
+    topic, group = fresh("Damaged"), fresh("G")
+    decode = message_module.decode_messages
+
+    def damage(data: bytes | memoryview, broker_name: str = "") -> list[ReceivedMessage]:
+        return decode(bytes(data).replace(b"poison", b"pois\xffn"), broker_name)
+
+    for user in ("queue_calls", "pop_calls"):
+        monkeypatch.setattr(f"rocketq.client.{user}.decode_messages", damage)
+
+    async def main() -> None:
+        dead: list[bytes] = []
+        got: list[bytes] = []
+
+        async def handle(messages: list[ReceivedMessage]) -> None:
+            got.extend(message.body for message in messages if message.properties)
+
+        consumer = kind(
+            *(group, namesrv, handle),
+            from_where="FIRST",
+            trace=True,
+            max_reconsume_times=0,
+            concurrency=1,
+            on_dead_lettered=lambda message: dead.append(message.body),
+        )
+        consumer.subscribe(topic, "A")
+        async with AsyncProducer("PG", namesrv) as producer:
+            queue = (await producer.queues(topic))[0]
+            await producer.send(Message(topic, b"bad", tag="A", properties={"why": "poison"}), queue=queue)
+            await producer.send(Message(topic, b"good", tag="A"), queue=queue)
+        async with consumer:
+            await until(lambda: dead and got)
+        assert (dead, got) == ([b"bad"], [b"good"])
+
+    asyncio.run(main())

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from rocketq.message import MAX_UNPACKED_BODY, ReceivedMessage, decode_messages, offset_message_id
 from rocketq.properties import encode_properties
 from rocketq.record import CorruptRecord, decode_record, encode_record, pack_host
+from rocketq.remoting.headers.pop import PopMessageResponse
+from rocketq.remoting.receipts import receipts
 
 HOSTS = st.sampled_from([pack_host("10.1.2.3", 4), pack_host("2001:db8::7", 65535)])
 
@@ -135,3 +137,12 @@ def test_a_damaged_message_can_still_be_shown_and_handed_back() -> None:
     assert (message.physical_offset, message.reconsume_times) == (0, 0)
     with pytest.raises(CorruptRecord):
         _ = message.body
+
+
+def test_a_damaged_message_has_a_receipt_all_the_same() -> None:
+    (message,) = decode_messages(record(properties=b"\xff"))
+    with_retries = PopMessageResponse(
+        pop_time=1, invisible_time=2, revive_qid=0, rest_num=0, start_offset_info="1 0 7;0 0 0"
+    )
+    (receipt,) = receipts(with_retries, [message], "T", "G", "b")
+    assert (receipt.topic, receipt.start_offset, receipt.offset) == ("T", 0, 0)
