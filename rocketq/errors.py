@@ -89,7 +89,13 @@ class StoreFull(StoreError):
 
 
 class TopicBeingDeleted(StoreFull):
-    """A topic of this name is being deleted: it takes messages again when that is done."""
+    """A topic of the name `topic` is being deleted: it takes messages again when that is done."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            f"topic {topic} is being deleted: send again when that is done, or delete it again if it failed"
+        )
+        self.topic = topic
 
 
 class StoreLocked(StoreError):

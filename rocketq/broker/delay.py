@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rocketq import properties as names
 from rocketq.broker.copies import append_copy
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError
+from rocketq.errors import StoreError, TopicBeingDeleted
 from rocketq.names import SCHEDULE_TOPIC, can_be_stored
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, decode_record
@@ -152,6 +153,7 @@ class Delay:
         end = min(store.max_offset(SCHEDULE_TOPIC, index), offset + _PER_TURN)
         wait = 0.0 if end > offset else float("inf")
         start = offset
+        gone: Counter[str] = Counter()
         now = self._clock_ms()
         try:
             while offset < end:
@@ -164,12 +166,22 @@ class Delay:
                 if due > now:
                     wait = due - now
                     break
-                self._redeliver(index, offset, entry[0])
+                try:
+                    self._redeliver(index, offset, entry[0])
+                except TopicBeingDeleted as error:  # that may take long, or fail, and others wait behind it
+                    gone[error.topic] += 1
                 offset += 1
         finally:
             if offset != start:
                 store.write()  # raises before the position moves: the same messages are tried again
                 self._offsets[index] = offset
+                for topic, count in gone.items():
+                    log.warning(
+                        "delay level %d: %d messages go with topic %s, it is being deleted",
+                        index + 1,
+                        count,
+                        topic,
+                    )
         return wait
 
     def _redeliver(self, index: int, offset: int, physical_offset: int) -> None:

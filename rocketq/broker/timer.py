@@ -23,7 +23,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from rocketq.broker.timercounts import TimerCounts
 from rocketq.broker.timerfiles import TimerFiles, find_delivered
 from rocketq.broker.timerlist import waiting_for
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError
+from rocketq.errors import StoreError, TopicBeingDeleted
 from rocketq.hashing import tags_code as topic_hash
 from rocketq.names import TIMER_TOPIC
 from rocketq.properties import decode_properties, encode_properties
@@ -475,6 +475,7 @@ class Timer:
             return False
         taken: list[int] = []
         topics: list[str | None] = []
+        gone: Counter[str] = Counter()
         try:
             while heap and heap[0] < limit and len(taken) < _FIRE_PER_TURN:
                 key = heapq.heappop(heap)
@@ -484,7 +485,11 @@ class Timer:
                     self._begun.append((second, self._store.written_offset))
                 # a message that was put into the wheel twice comes twice in a row
                 again = key == self._last_key
-                topics.append(None if again else self._deliver(key >> _SHIFT, key & _PHYSICAL, now))
+                try:
+                    topics.append(None if again else self._deliver(key >> _SHIFT, key & _PHYSICAL, now))
+                except TopicBeingDeleted as error:  # that may take long, or fail, and others wait behind it
+                    topics.append(error.topic)
+                    gone[error.topic] += 1
                 self._last_key = key
         finally:
             try:
@@ -501,6 +506,8 @@ class Timer:
                     if topic is not None:
                         self.counts.count(topic, -1)
                 self.counts.fired += len(topics)
+        for topic, count in gone.items():
+            log.warning("timer: %d messages go with topic %s, it is being deleted", count, topic)
         return bool(heap) and heap[0] < limit
 
     def _deliver(self, at: int, physical: int, now: int) -> str | None:

@@ -166,9 +166,7 @@ class ConsumeQueues:
         queue = self.get(topic, queue_id)
         if queue is None:
             if topic in self._deleting:
-                raise TopicBeingDeleted(
-                    f"topic {topic} is being deleted: send again when that is done, or delete it again if it failed"
-                )
+                raise TopicBeingDeleted(topic)
             queue = self.table[topic, queue_id] = Queue(topic, queue_id)
         return queue
 

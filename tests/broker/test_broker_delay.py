@@ -210,6 +210,35 @@ def test_a_store_that_refuses_delays_the_delivery_and_loses_nothing(
     bench.store.close()
 
 
+def test_what_waits_for_a_topic_that_is_being_deleted_goes_with_it_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench(tmp_path, "1s 1s")
+
+    async def scenario() -> None:
+        await bench.delay.start()
+        bench.put(1, b"old", "REAL_TOPIC\x01Bad\x02REAL_QID\x010\x02")
+        bench.now += 1000
+        await until(lambda: bench.store.max_offset("Bad", 0) == 1)
+        removed = bench.store.forget_topic("Bad")
+        assert removed is not None
+        for level in (1, 2):
+            bench.put(level, b"gone", "REAL_TOPIC\x01Bad\x02REAL_QID\x010\x02")
+            bench.put(level, b"good")
+        bench.now += 1000
+        await until(lambda: bench.delivered() == [b"good"] * 2)
+        assert caplog.text.count("1 messages go with topic Bad, it is being deleted") == 2
+        removed.result()
+        bench.store.topic_gone("Bad")
+        bench.put(1, b"new", "REAL_TOPIC\x01Bad\x02REAL_QID\x010\x02")
+        bench.now += 1000
+        await until(lambda: bench.store.max_offset("Bad", 0) == 1)
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    bench.store.close()
+
+
 @pytest.mark.parametrize("levels", ["", "5", "5x", "0s", "-1s", "1s two"])
 def test_levels_that_make_no_sense_are_refused(tmp_path: Path, levels: str) -> None:
     with pytest.raises(ConfigError, match="messageDelayLevel"):

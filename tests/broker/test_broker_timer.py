@@ -449,6 +449,26 @@ def test_a_full_disk_delays_and_loses_nothing(kit: Kit) -> None:
     assert kit.timer.counts.pending == 0
 
 
+def test_what_waits_for_a_topic_that_is_being_deleted_goes_with_it_and_holds_up_no_other(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    kit.send("old", START + 1000, REAL_TOPIC="Bad")
+    kit.advance(2000)
+    removed = kit.store.forget_topic("Bad")
+    assert removed is not None
+    for number in range(3):
+        kit.send(f"gone{number}", START + 4000, REAL_TOPIC="Bad")
+        kit.send(f"good{number}", START + 4000)
+    assert kit.advance(3000) == ["good0", "good1", "good2"]
+    assert "timer: 3 messages go with topic Bad, it is being deleted" in caplog.text
+    assert kit.timer.counts.pending == 0
+    removed.result()
+    kit.store.topic_gone("Bad")
+    kit.send("new", kit.now + 1000, REAL_TOPIC="Bad")
+    kit.advance(2000)
+    assert kit.store.max_offset("Bad", 0) == 1
+
+
 def test_a_clean_stop_leaves_nothing_in_the_wheel_that_was_delivered(kit: Kit) -> None:
     """Apache's broker, which may come next, knows no other sign of it."""
     dues = [START + 2000 + number for number in range(1, 900, 3)]
