@@ -20,7 +20,7 @@ from rocketq import properties as names
 from rocketq.broker.copies import append_copy
 from rocketq.broker.saving import Build
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError, TopicBeingDeleted
+from rocketq.errors import InvalidMessage, StoreError, TopicBeingDeleted
 from rocketq.names import SCHEDULE_TOPIC, can_be_stored
 from rocketq.properties import decode_properties
 from rocketq.record import CorruptRecord, decode_record
@@ -168,6 +168,8 @@ class Delay:
                     break
                 try:
                     self._redeliver(index, offset, entry[0])
+                except InvalidMessage as error:
+                    log.error("delay level %d, offset %d: the message is lost: %s", index + 1, offset, error)
                 except TopicBeingDeleted as error:  # that may take long, or fail, and others wait behind it
                     gone[error.topic] += 1
                 offset += 1

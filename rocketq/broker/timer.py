@@ -36,7 +36,7 @@ from rocketq.broker.timercounts import TimerCounts
 from rocketq.broker.timerfiles import TimerFiles, find_delivered
 from rocketq.broker.timerlist import waiting_for
 from rocketq.config import BrokerConfig
-from rocketq.errors import StoreError, TopicBeingDeleted
+from rocketq.errors import InvalidMessage, StoreError, TopicBeingDeleted
 from rocketq.hashing import tags_code as topic_hash
 from rocketq.names import TIMER_TOPIC
 from rocketq.properties import decode_properties, encode_properties
@@ -549,9 +549,12 @@ class Timer:
         text = encode_properties(properties)
         if len(text) > 8000 and len(text.encode()) > props.MAX_LENGTH:
             text = record.properties  # rather without the broker's own than not at all
-        append_copy(
-            self._store, record, topic, queue_id, text, properties, prepared_transaction_offset=physical + 1
-        )
+        try:
+            append_copy(
+                self._store, record, topic, queue_id, text, properties, prepared_transaction_offset=physical + 1
+            )
+        except InvalidMessage as error:
+            log.error("timer: the message of the record at %d is lost: %s", physical, error)
         return counted
 
     # checkpoints

@@ -24,10 +24,10 @@ HOST = pack_host("127.0.0.1", 1)
 class Bench:
     """A store and its delays, on a clock that the test moves (ms)."""
 
-    def __init__(self, path: Path, levels: str = "1s 1h") -> None:
+    def __init__(self, path: Path, levels: str = "1s 1h", file_size: int = 1 << 20) -> None:
         self.now = 1_700_000_000_000
         self.config = BrokerConfig(
-            store_path_root_dir=str(path), mapped_file_size_commit_log=1 << 20, message_delay_level=levels
+            store_path_root_dir=str(path), mapped_file_size_commit_log=file_size, message_delay_level=levels
         )
         self.path = path
         self.store = MessageStore(self.config.store(), clock_ms=lambda: self.now)
@@ -233,6 +233,26 @@ def test_what_waits_for_a_topic_that_is_being_deleted_goes_with_it_and_holds_up_
         bench.put(1, b"new", "REAL_TOPIC\x01Bad\x02REAL_QID\x010\x02")
         bench.now += 1000
         await until(lambda: bench.store.max_offset("Bad", 0) == 1)
+        await bench.delay.stop()
+
+    asyncio.run(scenario())
+    bench.store.close()
+
+
+def test_a_message_that_does_not_fit_into_a_file_any_more_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under its real topic, whose name is longer, it takes more room than while it waits."""
+    bench = Bench(tmp_path, file_size=4096)
+    name = "T" * 120
+
+    async def scenario() -> None:
+        bench.put(1, b"x" * 3760, f"REAL_TOPIC\x01{name}\x02REAL_QID\x010\x02")
+        bench.put(1, b"good")
+        bench.now += 1000
+        await bench.delay.start()
+        await until(lambda: bench.delivered() == [b"good"])
+        assert f"delay level 1, offset 0: the message is lost: a message to {name} takes" in caplog.text
         await bench.delay.stop()
 
     asyncio.run(scenario())

@@ -469,6 +469,18 @@ def test_what_waits_for_a_topic_that_is_being_deleted_goes_with_it_and_holds_up_
     assert kit.store.max_offset("Bad", 0) == 1
 
 
+def test_a_message_that_does_not_fit_into_a_file_any_more_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under its real topic, whose name is longer, it takes more room than while it waits."""
+    kit, name = Kit(tmp_path, mapped_file_size_commit_log=4096), "T" * 120
+    kit.send("x" * 1800, START + 1000, REAL_TOPIC=name, UNIQ_KEY="big", more="y" * 1850)
+    kit.send("good", START + 1000)
+    assert kit.advance(2000) == ["good"]
+    assert f"is lost: a message to {name} takes" in caplog.text
+    kit.close()
+
+
 def test_a_clean_stop_leaves_nothing_in_the_wheel_that_was_delivered(kit: Kit) -> None:
     """Apache's broker, which may come next, knows no other sign of it."""
     dues = [START + 2000 + number for number in range(1, 900, 3)]
