@@ -32,13 +32,10 @@ from rocketq.client.troubles import Troubles
 from rocketq.errors import BrokerError, ConfigError, RequestTimeout, RocketQError, RouteNotFound
 from rocketq.filters import Sql
 from rocketq.message import MessageQueue, ReceivedMessage
-from rocketq.names import AUTO_CREATE_TOPIC, RETRY_PREFIX, retry_topic
+from rocketq.names import RETRY_PREFIX, retry_topic
 from rocketq.rebalance import average
-from rocketq.remoting.bodies import ConsumeMessageDirectlyResult, ConsumerConnection, ConsumerData
-from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.bodies import ConsumeMessageDirectlyResult, ConsumerData
 from rocketq.remoting.command import Command
-from rocketq.remoting.headers import GetConsumerConnectionListHeader
-from rocketq.remoting.headers.pop import PeekMessageHeader
 from rocketq.remoting.waiting import cancel_all, wait_event
 
 log = logging.getLogger("rocketq.client")
@@ -134,8 +131,8 @@ class PopConsumer:
         #: what handlers have now, and since when
         self._running_calls: dict[Held, float] = {}
         self._quiet = asyncio.Event()
-        #: topics in which every queue has a position of the group
-        self._prepared: set[str] = set()
+        #: topic -> those of its first brokers in which the group may not have a position in every queue yet
+        self._unprepared: dict[str, set[str]] = {}
         self._pops: dict[tuple[str, str], asyncio.Task[None]] = {}
         #: broker -> ms that its clock is ahead, as far as it matters: it refuses pops that seem to be too old
         self._ahead: defaultdict[str, int] = defaultdict(int)
@@ -183,30 +180,47 @@ class PopConsumer:
         self._tasks.append(asyncio.create_task(self._expire(), name=f"rocketq-expire-{self.group}"))
 
     async def _prepare(self, topic: str) -> list[str]:
-        """The topic's brokers, when they know where the group begins that was nowhere yet; none while they do not."""
-        calls = self.membership.calls
+        """The topic's brokers that know where the group begins which was nowhere yet."""
         try:
             queues = (await self.instance.topic(topic)).read_queues
-            if topic not in self._prepared and self.membership.from_where != "FIRST":  # brokers begin there
-                young = self.membership.from_where == "LAST"
-                for queue in queues:
-                    if await calls.committed(queue, zero_if_young=young) is None:
-                        first = await self.membership.first_offset(queue)
-                        # another member may have been faster, and be further
-                        if await calls.committed(queue, zero_if_young=young) is None:
-                            await calls.commit(queue, first, oneway=False)
-            self._prepared.add(topic)
         except RocketQError as error:
-            log.log(
-                # nobody is told of a retry topic that is not needed yet
-                logging.DEBUG if topic.startswith(RETRY_PREFIX) else self._troubles.level(topic, logging.INFO),
-                "group %s: nothing comes of topic %s yet: %s",
-                *(self.group, topic, error),
-            )
-            if isinstance(error, BrokerError):
-                self.instance.heartbeat_soon()  # the broker may not know the group yet
+            self._not_yet(topic, error)
             return []
-        return sorted({queue.broker_name for queue in queues})
+        brokers = {queue.broker_name for queue in queues}
+        # brokers begin with the first message: that is right for those that come later, too
+        first = set() if self.membership.from_where == "FIRST" else set(brokers)
+        unprepared = self._unprepared.setdefault(topic, first)
+        asked = unprepared & brokers
+        begun = await asyncio.gather(
+            *[self._begin_in([q for q in queues if q.broker_name == one]) for one in asked]
+        )
+        unprepared.difference_update(broker for broker, there in zip(asked, begun, strict=True) if there)
+        return sorted(brokers - unprepared)
+
+    async def _begin_in(self, queues: list[MessageQueue]) -> bool:
+        """Sees to it that the group has a position in these queues of a broker; False when that is not known."""
+        calls, young = self.membership.calls, self.membership.from_where == "LAST"
+        try:
+            for queue in queues:
+                if await calls.committed(queue, zero_if_young=young) is None:
+                    first = await self.membership.first_offset(queue)
+                    # another member may have been faster, and be further
+                    if await calls.committed(queue, zero_if_young=young) is None:
+                        await calls.commit(queue, first, oneway=False)
+        except RocketQError as error:
+            self._not_yet(queue.topic, error)
+            return False
+        return True
+
+    def _not_yet(self, topic: str, error: RocketQError) -> None:
+        log.log(
+            # nobody is told of a retry topic that is not needed yet
+            logging.DEBUG if topic.startswith(RETRY_PREFIX) else self._troubles.level(topic, logging.INFO),
+            "group %s: nothing comes of topic %s yet: %s",
+            *(self.group, topic, error),
+        )
+        if isinstance(error, BrokerError):
+            self.instance.heartbeat_soon()  # the broker may not know the group yet
 
     async def close(self, timeout: float = 30.0) -> bool:
         """Leaves the group: no more pops, waits up to `timeout` seconds for running handlers, acknowledges.
@@ -253,7 +267,7 @@ class PopConsumer:
                     if task is None or task.done():
                         name = f"rocketq-pop-{topic}-{broker}"
                         self._pops[topic, broker] = asyncio.create_task(self._pop(topic, broker), name=name)
-            settled = self._prepared.issuperset(self.membership.subscriptions)
+            settled = all(self._unprepared.get(topic) == set() for topic in self.membership.subscriptions)
             await wait_event(self._look, LOOK if settled else 1.0)
             self._look.clear()
 
@@ -438,38 +452,3 @@ def _delay(result: OneResult, message: ReceivedMessage) -> float:
         if result.delay_level:
             return LEVELS[min(result.delay_level, len(LEVELS)) - 1]
     return LEVELS[min(2 + message.reconsume_times, len(LEVELS) - 1)]
-
-
-async def can_pop(instance: ClientInstance, group: str, topic: str) -> bool:
-    """Whether a new member of `group` should pop `topic`: all its brokers can, and the others in the group do.
-
-    For a topic that does not exist yet any broker that creates topics is asked. Raises RemotingError, BrokerError when
-    brokers cannot be asked.
-    """
-    try:
-        known = await instance.topic(topic)
-    except RouteNotFound:
-        topic = AUTO_CREATE_TOPIC
-        try:
-            known = await instance.topic(topic)
-        except RouteNotFound:
-            return False
-    for broker in {queue.broker_name for queue in known.read_queues}:
-        address = instance.routes.master(broker)
-        if address is None:
-            return False
-        header = GetConsumerConnectionListHeader(consumer_group=group)
-        answer = await instance.remoting.call(
-            address, RequestCode.GET_CONSUMER_CONNECTION_LIST, header, timeout=instance.timeout
-        )
-        if answer.code == ResponseCode.SUCCESS:
-            others = ConsumerConnection.decode(bytes(answer.body))
-            if others.connection_set and others.consume_type != CONSUME_POP:
-                return False
-        peek = PeekMessageHeader(consumer_group=group, topic=topic, queue_id=0, max_msg_nums=1, bname=broker)
-        answer = await instance.remoting.call(address, RequestCode.PEEK_MESSAGE, peek, timeout=instance.timeout)
-        if answer.code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED:
-            return False
-        if answer.code not in (ResponseCode.SUCCESS, ResponseCode.PULL_NOT_FOUND):
-            raise BrokerError(answer.code, answer.remark, address)
-    return True

@@ -13,7 +13,7 @@ from rocketq import signals
 from rocketq.app import RocketQ
 from rocketq.client import ClientInstance, PopConsumer, PushConsumer
 from rocketq.client.admin import Admin
-from rocketq.client.pop_consumer import can_pop
+from rocketq.client.pop_or_pull import can_pop
 from rocketq.consumers import DEFAULT_CONCURRENCY, Consumer
 from rocketq.errors import ConfigError, RemotingError, RouteNotFound
 from rocketq.message import MessageQueue, ReceivedMessage, local_address

@@ -11,14 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_helpers import Collector, fresh, until
+from client_helpers import Collector, Silent, fresh, until
 from servers import start_server
 
-from rocketq.client import AsyncProducer, ClientInstance, ConsumeResult, PopConsumer, PushConsumer, RetryLater
+from rocketq.client import (
+    AsyncProducer,
+    ClientInstance,
+    ConsumeResult,
+    PopConsumer,
+    Producer,
+    PushConsumer,
+    RetryLater,
+)
 from rocketq.client import pop_consumer as pop_consumer_module
 from rocketq.client.leases import Leases
 from rocketq.client.pop_calls import Popped
-from rocketq.client.pop_consumer import can_pop
+from rocketq.client.pop_or_pull import can_pop
 from rocketq.client.results import DeadLetter, HandlerResult
 from rocketq.errors import ConfigError, ConnectFailed, RocketQError
 from rocketq.filters import Sql
@@ -282,6 +290,25 @@ def test_who_stops_gives_back_what_was_not_begun(namesrv: str) -> None:
         assert sorted([*begun, *other.bodies]) == [f"m{n}" for n in range(8)]
 
     asyncio.run(main())
+
+
+def test_a_broker_that_hangs_keeps_nobody_from_what_the_others_have(namesrv: str) -> None:
+    topic, group = fresh("PopHangs"), fresh("G")
+
+    async def main() -> None:
+        handler = Collector()
+        consumer = consumer_of(namesrv, group, topic, handler, from_where="LAST", timeout=2.0)
+        async with consumer:
+            assert {queue.broker_name for queue in (await consumer.instance.topic(topic)).read_queues} > {"silent"}
+            assert await can_pop(consumer.instance, group, topic)
+            async with AsyncProducer("PG", namesrv) as producer:
+                await producer.send(Message(topic, b"new"), queue=queue)
+            await until(lambda: "new" in handler.bodies)
+
+    with Producer("PG", namesrv) as producer:
+        queue = producer.send(Message(topic, b"makes the topic")).queue
+    with Silent(namesrv, topic):
+        asyncio.run(main())
 
 
 def test_messages_that_are_done_while_their_leases_are_renewed_make_room_for_others(namesrv: str) -> None:
