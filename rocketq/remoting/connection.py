@@ -259,8 +259,8 @@ class Connection(asyncio.Protocol):
 
     async def writable(self, timeout: float) -> None:
         """Wait until the peer has read most of what it was sent. Raises RequestTimeout."""
-        if self._out_size > FLUSH_AT and not self._batch:
-            self._flush()  # whoever writes on and on gives the loop no turn to do it
+        if self._out_size > FLUSH_AT:
+            await asyncio.sleep(0)  # whoever writes on and on leaves the loop no turn to send it
         if self._write_paused:
             await self._wait_until_drained(timeout)
 

@@ -268,6 +268,27 @@ def test_oneway_requests_wait_for_nothing(run) -> None:
     run(main())
 
 
+def test_who_sends_one_way_on_and_on_lets_others_go_on(run) -> None:
+    async def main() -> None:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        async with Pair() as pair:
+            task = asyncio.create_task(others())
+            for _ in range(100):
+                await pair.client.oneway(pair.address, ECHO, None, bytes(200_000), timeout=30)
+            assert turns >= 10
+            await until(lambda: len(pair.service.requests) == 100)
+            task.cancel()
+
+    run(main())
+
+
 def test_servers_ask_and_clients_answer(run) -> None:
     async def on_request(connection, request: Command) -> bytes:
         await asyncio.sleep(0)
