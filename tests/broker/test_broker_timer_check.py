@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from broker_wire import config
 from timer_kit import DAY, START, Kit
 
 from rocketq.store.check import StoreCheck, mend
+from rocketq.store.timercheck import TimerCheck
 from rocketq.store.timerwheel import SLOTS
 
 
@@ -119,3 +122,26 @@ def test_what_was_due_weeks_ago_and_not_filed_comes_when_the_broker_is_back(tmp_
     kit.work()
     assert [body for body, _ in kit.delivered()] == ["first", "late"]
     kit.close()
+
+
+@pytest.mark.parametrize("moment", ["making", "cutting", "removing"])
+def test_what_a_kill_leaves_of_a_file_is_sound(kit: Kit, moment: str) -> None:
+    """One that was not made yet, one that a start was about to cut, and one that was about to go."""
+    kit.close()
+    end, directory = kit.timer._log.end, kit.directory / "timerlog"
+    last = end - end % 1024
+    if moment == "making":
+        (directory / f"{last + 1024:020}").write_bytes(b"")
+    elif moment == "cutting":
+        os.truncate(directory / f"{last:020}", end - last)
+    else:
+        check = kit.directory / "config" / "timercheck"
+        saved = TimerCheck.decode(check.read_bytes())
+        assert saved is not None
+        check.write_bytes(replace(saved, log_start=1024).encode())
+        with (directory / f"{0:020}").open("r+b") as file:
+            file.write(bytes(1024))
+    assert StoreCheck(config(kit.directory, **kit.settings).store()).run() == []
+    kit.open()
+    kit.advance(20_000)
+    assert sorted(int(body) for body, _ in kit.delivered()) == list(range(99))
