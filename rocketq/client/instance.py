@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from rocketq.client.checks import Checks
@@ -239,8 +240,13 @@ class ClientInstance:
         task = self._lookups.get(topic)
         if task is None:
             task = self._lookups[topic] = asyncio.create_task(self._ask(topic))
-            task.add_done_callback(lambda _: self._lookups.pop(topic, None))
+            task.add_done_callback(partial(self._looked_up, topic))
         return await asyncio.shield(task)
+
+    def _looked_up(self, topic: str, task: asyncio.Task[Known]) -> None:
+        del self._lookups[topic]
+        if not task.cancelled():
+            task.exception()  # nobody may be waiting for it any more
 
     async def _ask(self, topic: str) -> Known:
         steps = look_up(

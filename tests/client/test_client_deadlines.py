@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import threading
 from collections import defaultdict
 
 import pytest
-from client_helpers import Silent, fresh
+from client_helpers import Silent, fresh, until
 
 from rocketq.client import AsyncProducer, Producer
 from rocketq.errors import ConnectFailed, RemotingError, RequestTimeout
@@ -83,6 +84,12 @@ def test_a_name_server_that_hangs_costs_a_send_its_own_time() -> None:
             for send in (producer.send, producer.send_oneway):
                 with pytest.raises(RequestTimeout, match="where topic T is"):
                     await asyncio.wait_for(send(Message("T", b"x"), timeout=SHORT), LONG / 2)
+            complaints: list[object] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+            hangs.accept()[0].close()
+            await until(lambda: not producer.instance._lookups)
+            gc.collect()
+            assert not complaints, "what the look-up came to is nobody's any more"
 
     with socket.create_server(("127.0.0.1", 0)) as hangs:
         address = f"127.0.0.1:{hangs.getsockname()[1]}"
