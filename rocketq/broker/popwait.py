@@ -3,7 +3,8 @@
 Those that would be served alike (same group, topic, queue and filter) stand in one line. When something comes, the
 line is served from its head until one finds nothing: then neither would those behind it. Deadlines are met to the ms.
 
-Consumers get a message before its producer is told that it is stored: they are the ones who have something to do.
+A producer is told that its message is stored before a consumer gets it: what the consumer does with it finds the
+producer behind its send.
 """
 
 from __future__ import annotations
@@ -90,9 +91,10 @@ class PopWait:
         if quiet and self._arrived:
             asyncio.get_running_loop().call_soon(self._wake)
 
-    def serve_arrived(self) -> None:
-        """Serve, at the end of a read, who waits for what came with it."""
+    def serve_arrived(self, sender: Connection) -> None:
+        """Serve, at the end of a read, who waits for what came with it; whoever sent it is answered before."""
         if self._arrived:
+            sender.flush()
             self._wake()
 
     def wake(self, topic: str) -> None:

@@ -466,7 +466,7 @@ class Broker:
 
     def end_batch(self, connection: Connection) -> None:
         self.batch.end()
-        self.pop_wait.serve_arrived()
+        self.pop_wait.serve_arrived(connection)
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)

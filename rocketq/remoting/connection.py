@@ -194,8 +194,8 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def flush(self) -> None:
-        """Send what was written now, not at the end of the turn."""
-        if not self._batch and not self.closed:
+        """Send what was written now, not at the end of the turn or of the batch."""
+        if not self.closed:
             self._flush()
 
     def submit(

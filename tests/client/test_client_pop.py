@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import select
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 from client_helpers import Collector, Silent, fresh, until
-from servers import start_server
+from servers import ServerProcess, start_server
 
 from rocketq.client import (
     AsyncProducer,
@@ -25,16 +27,19 @@ from rocketq.client import (
 )
 from rocketq.client import pop_consumer as pop_consumer_module
 from rocketq.client.leases import Leases
-from rocketq.client.pop_calls import Popped
+from rocketq.client.membership import now_ms
+from rocketq.client.pop_calls import OLDEST, Popped, pop_request
 from rocketq.client.pop_or_pull import can_pop
 from rocketq.client.results import DeadLetter, HandlerResult
 from rocketq.errors import ConfigError, ConnectFailed, RocketQError
 from rocketq.filters import Sql
 from rocketq.message import Message, ReceivedMessage
+from rocketq.names import AUTO_CREATE_TOPIC
 from rocketq.remoting.codes import RequestCode, ResponseCode
-from rocketq.remoting.command import Command
+from rocketq.remoting.command import Command, encode_request
 from rocketq.remoting.headers.pop import ChangeInvisibleTimeResponse
 from rocketq.remoting.receipts import Receipt
+from rocketq.remoting.session import split_address
 
 
 async def publish(namesrv: str, topic: str, *bodies: str, **more: Any) -> None:
@@ -121,6 +126,45 @@ def test_a_renewal_that_is_answered_late_counts_and_the_acknowledgement_waits_fo
         assert b'"pt":5000' in request.body
 
     asyncio.run(main())
+
+
+def test_who_sent_a_message_is_answered_before_somebody_gets_it(server: ServerProcess) -> None:
+    topic = fresh("PopOrder")
+    address = split_address(server.broker)
+    fields = {
+        "producerGroup": "PG",
+        "topic": topic,
+        "defaultTopic": AUTO_CREATE_TOPIC,
+        "defaultTopicQueueNums": "1",
+    }
+    fields |= {"queueId": "0", "sysFlag": "0", "bornTimestamp": str(now_ms()), "flag": "0"}
+    send = encode_request(RequestCode.SEND_MESSAGE, 1, fields, b"x")
+    ask = encode_request(RequestCode.GET_MAX_OFFSET, 2, {"topic": topic, "queueId": "0"})
+
+    def answered(sock: socket.socket, seconds: float) -> bool:
+        return bool(select.select([sock], [], [], seconds)[0]) and bool(sock.recv(65536))
+
+    def pop(opaque: int) -> bytes:
+        more = {"lease_ms": 60_000, "poll_ms": 20_000, "now_ms": now_ms(), "init_mode": OLDEST}
+        request = pop_request(topic, topic, "", count=1, **more)
+        return encode_request(request.code, opaque, request.header)
+
+    with socket.create_connection(address) as sender, socket.create_connection(address) as consumer:
+        sender.sendall(send)
+        assert answered(sender, 10)
+        consumer.sendall(pop(3))
+        assert answered(consumer, 10)
+        first = 0
+        for number in range(4, 54):
+            consumer.sendall(pop(number) + ask)
+            assert answered(consumer, 10), "the pop waits, and what came behind it is answered"
+            sender.sendall(send)
+            assert answered(consumer, 10)
+            if answered(sender, 0):  # it is there already
+                first += 1
+            else:  # two connections: a busy system may hold one up
+                assert answered(sender, 10)
+        assert first > 40
 
 
 def test_messages_come_once_and_the_next_member_goes_on(namesrv: str) -> None:
