@@ -179,14 +179,19 @@ class CheckPoints:
         return None
 
     def take_due(self, now: int, most: int) -> list[CheckPoint]:
-        """Up to `most` whose lease is over. They stay in the table until they are settled or asked for again."""
+        """Some whose lease is over, until they have `most` messages that are not settled.
+
+        They stay in the table until they are settled or asked for again.
+        """
         taken: dict[Key, CheckPoint] = {}
-        while len(taken) < most:
+        messages = 0
+        while messages < most:
             due = self.next_due()
             if due is None or due > now:
                 break
             key = heapq.heappop(self._heap)[1]  # one that was put into the log once more is there twice
-            taken[key] = self._table[key]
+            taken[key] = point = self._table[key]
+            messages += len(point.offsets) - point.settled.bit_count()
         return list(taken.values())
 
     def again(self, points: Iterable[CheckPoint]) -> None:

@@ -31,8 +31,8 @@ from rocketq.store.store import MessageStore
 
 log = logging.getLogger("rocketq.broker")
 
-#: Check points before others get their turn on the loop.
-_PER_TURN = 64
+#: Messages, and topics that were set aside, before others get their turn on the loop.
+_PER_TURN, _TOPICS_PER_TURN = 64, 8
 #: Seconds until what could not be revived is tried again, and to the next look at the clock, which may be set.
 _RETRY_AFTER, _LOOK_AGAIN = 1.0, 1.0
 
@@ -144,7 +144,7 @@ class Revive:
         self._retry = None
         points, aside = self._log.points, self._aside
         tried: dict[str, CheckPoint | None] = {}
-        for topic in list(islice(aside, _PER_TURN)):  # they are the last ones next time
+        for topic in list(islice(aside, _TOPICS_PER_TURN)):  # they are the last ones next time
             aside[topic] = {key: each for key, each in aside.pop(topic).items() if points.get(key) is each}
             tried[topic] = next(iter(aside[topic].values()), None)
         self._revive_all([point for point in tried.values() if point is not None])

@@ -160,6 +160,19 @@ def test_leases_that_were_settled_long_before_their_end_cost_nothing() -> None:
     assert len(points.take_due(3_601_001, 1000)) == 200
 
 
+def test_what_is_due_is_taken_in_parts_of_so_many_messages() -> None:
+    points = CheckPoints()
+    sizes = [32, 32, 1, 30, 127, 1]
+    for number, size in enumerate(sizes):
+        points.add(
+            CheckPoint(Key("T", "G", 0, 1000 * number, number), range(1000 * number, 1000 * number + size), 1)
+        )
+    first = next(iter(points))
+    points.settle(first, (1 << 31) - 1)  # only one is left of it
+    taken = [[len(point.offsets) for point in points.take_due(100, 64)] for _ in range(4)]
+    assert taken == [[32, 32, 1, 30], [127], [1], []]
+
+
 def test_a_lease_can_be_prolonged_and_shortened_while_it_lasts(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         await stored(wire, "T", 2)
