@@ -137,7 +137,11 @@ class Delay:
         look_again = min(self._levels) / 2000
         while True:
             try:
-                wait = min([self._deliver_level(index) for index in range(len(self._levels))])
+                wait = float("inf")
+                for index in range(len(self._levels)):
+                    wait = min(wait, more := self._deliver_level(index))
+                    if not more:  # others have their turn before the next level
+                        await asyncio.sleep(0)
                 await asyncio.sleep(min(wait / 1000, look_again))
             except StoreError as error:
                 log.warning("delayed messages wait, the store refuses them: %s", error)

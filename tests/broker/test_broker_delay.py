@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rocketq.errors import ConfigError
 from rocketq.names import SCHEDULE_TOPIC
 from rocketq.record import CorruptRecord, Record, decode_record, pack_host
 from rocketq.store.files import OsFiles
-from rocketq.store.store import MessageStore
+from rocketq.store.store import Appended, MessageStore
 
 HOST = pack_host("127.0.0.1", 1)
 
@@ -254,6 +255,32 @@ def test_a_message_that_does_not_fit_into_a_file_any_more_holds_up_no_other(
         await until(lambda: bench.delivered() == [b"good"])
         assert f"delay level 1, offset 0: the message is lost: a message to {name} takes" in caplog.text
         await bench.delay.stop()
+
+    asyncio.run(scenario())
+    bench.store.close()
+
+
+def test_others_have_their_turns_while_all_levels_have_much_to_deliver(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "1s 1s 1s")
+    for level in (1, 2, 3):
+        for number in range(300):
+            bench.put(level, b"%d" % number)
+    bench.now += 1000
+    turn, delivered = 0, Counter[int]()
+
+    def arrived(batch: list[Appended]) -> None:
+        delivered[turn] += len(batch)
+
+    async def scenario() -> None:
+        nonlocal turn
+        bench.store.on_arrive = arrived
+        await bench.delay.start()
+        while delivered.total() < 900:
+            turn += 1
+            assert turn < 10_000
+            await asyncio.sleep(0)
+        await bench.delay.stop()
+        assert max(delivered.values()) <= 256
 
     asyncio.run(scenario())
     bench.store.close()
