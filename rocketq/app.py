@@ -48,10 +48,11 @@ class RocketQ:
     separated by `;` (default: the environment variable ROCKETQ_NAMESRV, then NAMESRV_ADDR, then 127.0.0.1:9876).
     `middleware` wraps every send and every consumption, the first one outermost. `producer` holds options of
     `rocketq.client.AsyncProducer` and `Producer` (`retries`, `compress_from`, …); other options are about connections,
-    of consumers as well (`tls`, `route_cache`, `route_refresh`, …). `access_key` and `secret_key` are the account
-    where brokers ask for one (default: ROCKETQ_ACCESS_KEY and ROCKETQ_SECRET_KEY). `trace`: producers and consumers
-    write down what they do with each message (see `rocketq message trace`). Nothing is connected before the
-    first send. Raises ConfigError for an illegal name and for half an account.
+    of consumers as well (`tls`, `route_cache`, `route_refresh`, …; to a `client_id` a worker adds what makes it unique
+    among its processes and graces). `access_key` and `secret_key` are the account where brokers ask for one (default:
+    ROCKETQ_ACCESS_KEY and ROCKETQ_SECRET_KEY). `trace`: producers and consumers write down what they do with each
+    message (see `rocketq message trace`). Nothing is connected before the first send. Raises ConfigError for an
+    illegal name and for half an account.
     """
 
     def __init__(

@@ -159,14 +159,16 @@ class Leases:
         """It is to come again in `delay` seconds. When the broker cannot be told, it comes when the lease ends.
 
         It is nobody's from now on: it comes no sooner when we are gone. With `begun` False this was no attempt.
+        What is acknowledged, given back or lost already stays so.
         """
-        if held.lost:
+        if held not in self._held or held.then is not None:
             return
+        delay_ms = max(1, round(delay * 1000))  # raises before anything is changed
         if held.renewing:
             held.then = partial(self.give_back, held, delay, begun=begun)
             return
         self._let_go(held)
-        request = change_request(self._group, held.receipt, max(1, round(delay * 1000)), give_back=not begun)
+        request = change_request(self._group, held.receipt, delay_ms, give_back=not begun)
         try:
             future = self._calls.submit(held.receipt.broker_name, request, TIMEOUT)
         except RocketQError as error:

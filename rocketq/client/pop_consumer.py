@@ -358,7 +358,9 @@ class PopConsumer:
             try:
                 await self._consume(held)
             except Exception:
-                log.exception("group %s: settling %s failed, it comes again", self.group, held.message)
+                log.exception(
+                    "group %s: settling %s failed, it comes again unless that was done", self.group, held.message
+                )
                 self._leases.give_back(held, LEVELS[2])
             finally:
                 self._running_calls.pop(held, None)

@@ -228,7 +228,8 @@ class AsyncProducer:
         """Sends without asking for an answer: nobody knows whether it arrived.
 
         Waits up to `timeout` seconds for a route and a connection, and while the broker does not read what it was sent.
-        Raises InvalidMessage, RouteNotFound, ConnectFailed, and RequestTimeout: then the message was not sent.
+        Raises InvalidMessage, RouteNotFound, ConnectFailed, ConnectionLost, and RequestTimeout: then the message was
+        not sent.
         """
         self._check_running()
         deadline = self._loop.time() + timeout

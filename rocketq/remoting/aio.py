@@ -123,7 +123,8 @@ class AsyncClient:
     ) -> None:
         """Send a request that gets no answer; waits for a peer that is slow to read.
 
-        Raises ConnectFailed, and RequestTimeout when the peer does not read; then it was not sent.
+        Raises ConnectFailed, RequestTimeout when the peer does not read, and ConnectionLost when the connection ends
+        meanwhile; then it was not sent.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout

@@ -244,8 +244,8 @@ class Connection(asyncio.Protocol):
 
         Raises RequestTimeout after `timeout` seconds, ConnectionLost, TooManyInFlight.
         """
-        if self._write_paused:
-            timeout -= await self._wait_until_drained(timeout)
+        if self._write_paused or self._out_size > FLUSH_AT:
+            timeout = await self.writable(timeout)
         return await self.submit(code, header, body, timeout)
 
     def oneway(self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"") -> None:
@@ -257,12 +257,21 @@ class Connection(asyncio.Protocol):
             self._check_unsent()
             self.write(self.session.oneway(code, header, body))
 
-    async def writable(self, timeout: float) -> None:
-        """Wait until the peer has read most of what it was sent. Raises RequestTimeout."""
-        if self._out_size > FLUSH_AT:
-            await asyncio.sleep(0)  # whoever writes on and on leaves the loop no turn to send it
-        if self._write_paused:
-            await self._wait_until_drained(timeout)
+    async def writable(self, timeout: float) -> float:
+        """Wait until the peer has read most of what it was sent; the seconds that are left of `timeout` then.
+
+        Raises RequestTimeout, and ConnectionLost when the connection has ended.
+        """
+        deadline = self._loop.time() + timeout
+        # all who wait are woken in one turn, and those before us may have written enough again
+        while not self.closed and (self._write_paused or self._out_size > FLUSH_AT):
+            if self._write_paused:
+                await self._wait_until_drained(deadline, timeout)
+            else:
+                await asyncio.sleep(0)  # whoever writes on and on leaves the loop no turn to send it
+        if self.closed:
+            raise ConnectionLost(f"the connection to {self.peer} is closed; the request was not sent")
+        return deadline - self._loop.time()
 
     def close(self) -> None:
         """Send what was written, then close."""
@@ -286,16 +295,13 @@ class Connection(asyncio.Protocol):
         if self._write_paused and self._transport.get_write_buffer_size() + self._out_size > MAX_UNSENT // 2:
             raise TooManyInFlight(f"{self.peer} does not read what it is sent")
 
-    async def _wait_until_drained(self, timeout: float) -> float:
-        """Seconds that it took until the peer read on."""
-        begun = self._loop.time()
+    async def _wait_until_drained(self, deadline: float, timeout: float) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._drained.append(waiter)
-        await asyncio.wait({waiter}, timeout=timeout)
+        await asyncio.wait({waiter}, timeout=deadline - self._loop.time())
         if not waiter.done():
             self._drained.remove(waiter)
-            raise RequestTimeout(f"{self.peer} read nothing for {timeout:g} s; the request was not sent")
-        return self._loop.time() - begun
+            raise RequestTimeout(f"{self.peer} read too little for {timeout:g} s; the request was not sent")
 
     # -- what the event loop calls
 

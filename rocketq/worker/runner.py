@@ -88,10 +88,16 @@ class Worker:
         """Consume until `stop`. Returns True when everything in flight was finished, False when some was left to be
         delivered again. A NameServer that cannot be reached at the start is waited for."""
         # Where a broadcast consumer stands is kept in a local file that is found again by the client's id.
-        member = f"{self.app.name}-{self.member}" if self.member else self.app.name
+        given = self.app.connection_options.get("client_id")
+        name = given or f"{local_address()}@{self.app.name}"
+        if self.member:
+            name += f"-{self.member}"
+        steady = self._instance(name)
         # brokers know one grace of an instance
-        instances = {consumer.grace: self._instance() for consumer in self.consumers}
-        steady = self._instance(f"{local_address()}@{member}")
+        instances = {
+            grace: self._instance(f"{name}-grace-{grace}" if given else None)
+            for grace in {consumer.grace for consumer in self.consumers if not consumer.broadcast}
+        }
         finished = []
         try:
             self._running = [
@@ -114,8 +120,8 @@ class Worker:
             self.app.close()
         return all(finished)
 
-    def _instance(self, client_id: str | None = None) -> ClientInstance:
-        return ClientInstance(self.app.namesrv, **{"client_id": client_id, **self.app.connection_options})
+    def _instance(self, client_id: str | None) -> ClientInstance:
+        return ClientInstance(self.app.namesrv, **{**self.app.connection_options, "client_id": client_id})
 
     async def _start(self, running: _Running) -> None:
         """Start one consumer, as often as it takes; returns early when the worker is told to stop."""

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rocketq
 from rocketq import RocketQ, consumer
 from rocketq import app as apps
+from rocketq.client import ClientInstance
 from rocketq.errors import ConfigError
 from rocketq.worker import Worker
 from rocketq.worker.loader import load_app
@@ -99,6 +101,36 @@ def test_wrong_options_are_refused_where_they_are_written(options: dict[str, obj
 
     with pytest.raises(ConfigError, match="function"):
         app.consumer(**{"topic": "t", **options})(function)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"client_id": "me"}])
+def test_a_worker_has_one_client_for_each_grace_and_no_two_share_an_id(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ClientInstance] = []
+
+    def spy(*arguments: Any, **more: Any) -> ClientInstance:
+        made.append(ClientInstance(*arguments, **more))
+        return made[-1]
+
+    monkeypatch.setattr("rocketq.worker.runner.ClientInstance", spy)
+    app = RocketQ("shop", **options)
+
+    async def function(body: bytes) -> None: ...
+
+    for number, grace in enumerate((1, 1, 2)):
+        app.consumer("t", group=f"g{number}", grace=grace)(function)
+    app.consumer("t", group="all", broadcast=True)(function)
+    ids = set()
+    for member in range(2):
+        worker = Worker(app, member=member)
+        worker.stop()
+        assert asyncio.run(worker.run())
+        one, same, two, everybody = [running.instance for running in worker._running]
+        assert one is same
+        ids |= {one.client_id, two.client_id, everybody.client_id}
+    assert len(ids) == 6
+    assert len(made) == 6
 
 
 def test_an_application_needs_a_legal_name() -> None:

@@ -35,7 +35,7 @@ def test_one_way_sends_wait_for_a_broker_that_does_not_read_and_say_so(namesrv: 
                     seconds = SHORT if number else LONG  # the first one has to find the way
                     await producer.send_oneway(Message(topic, body), queue=queue, timeout=seconds)
 
-            with pytest.raises(RequestTimeout, match="read nothing"):
+            with pytest.raises(RequestTimeout, match="read too little"):
                 await send_on_and_on()
             connection = producer.instance.remoting.connected(silent.address)
             assert connection is not None
@@ -60,8 +60,9 @@ def test_a_connection_that_does_not_come_about_costs_a_send_its_own_time(
     async def main() -> None:
         async with AsyncProducer("PG", namesrv) as producer:
             await producer.queues(topic)
-            with pytest.raises(ConnectFailed, match=r"within 0\.\d"):
+            with pytest.raises(ConnectFailed, match=r"within .* s$") as failed:
                 await producer.send_oneway(Message(topic, b"x"), queue=queue, timeout=SHORT)
+            assert float(str(failed.value).split()[-2]) <= SHORT
 
     monkeypatch.setattr(blocking, "connect", spy)
     with Producer("PG", namesrv) as producer:
@@ -86,12 +87,13 @@ def test_a_name_server_that_hangs_costs_a_send_its_own_time() -> None:
                     await asyncio.wait_for(send(Message("T", b"x"), timeout=SHORT), LONG / 2)
             complaints: list[object] = []
             asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-            hangs.accept()[0].close()
+            (await asyncio.to_thread(hangs.accept))[0].close()
             await until(lambda: not producer.instance._lookups)
             gc.collect()
             assert not complaints, "what the look-up came to is nobody's any more"
 
     with socket.create_server(("127.0.0.1", 0)) as hangs:
+        hangs.settimeout(LONG)
         address = f"127.0.0.1:{hangs.getsockname()[1]}"
         asyncio.run(main())
         producer = Producer("PG", address, timeout=LONG)

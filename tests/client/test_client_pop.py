@@ -26,7 +26,7 @@ from rocketq.client import (
     RetryLater,
 )
 from rocketq.client import pop_consumer as pop_consumer_module
-from rocketq.client.leases import Leases
+from rocketq.client.leases import Held, Leases
 from rocketq.client.membership import now_ms
 from rocketq.client.pop_calls import OLDEST, Popped, pop_request
 from rocketq.client.pop_or_pull import can_pop
@@ -91,39 +91,69 @@ def test_a_broker_whose_clock_is_far_ahead_is_popped_all_the_same() -> None:
     assert 0 < refused < 600
 
 
+class Calls:
+    """Notes what brokers are asked for, and until when somebody listens."""
+
+    group, holder = "G", None
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked: list[tuple[Any, float, asyncio.Future[Command]]] = []
+
+    def losses(self, broker: str) -> int:
+        return 0
+
+    def submit(self, broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
+        self.asked.append((request, self.now + timeout, asyncio.get_running_loop().create_future()))
+        return self.asked[-1][2]
+
+    def leases(self) -> tuple[Leases, Held]:
+        """A lease of 8 s, taken at 0."""
+        receipt = Receipt(0, 1000, 8000, 0, "0", "broker-a", 0, 0, "T")
+        leases = Leases(self, 8.0, clock=lambda: self.now)  # type: ignore[arg-type]
+        (held,) = leases.take(Popped([object()], [receipt]), 0)  # type: ignore[list-item]
+        return leases, held
+
+
 def test_a_renewal_that_is_answered_late_counts_and_the_acknowledgement_waits_for_it() -> None:
     """The broker takes none any more that names the receipt which it has replaced."""
-    receipt = Receipt(0, 1000, 8000, 0, "0", "broker-a", 0, 0, "T")
-    now = 0.0
-    asked: list[tuple[Any, float, asyncio.Future[Command]]] = []
-
-    class Calls:
-        group, holder = "G", None
-
-        def losses(self, broker: str) -> int:
-            return 0
-
-        def submit(self, broker: str, request: Any, timeout: float) -> asyncio.Future[Command]:
-            asked.append((request, now + timeout, asyncio.get_running_loop().create_future()))
-            return asked[-1][2]
 
     async def main() -> None:
-        nonlocal now
-        leases = Leases(Calls(), 8.0, clock=lambda: now)  # type: ignore[arg-type]
-        (held,) = leases.take(Popped([object()], [receipt]), 0)  # type: ignore[list-item]
-        now = 4.0
+        calls = Calls()
+        leases, held = calls.leases()
+        calls.now = 4.0
         leases._renew()
-        ((_, deadline, renewal),) = asked
+        ((_, deadline, renewal),) = calls.asked
         leases.ack([held])
-        now = 7.9
-        assert now < deadline, "nobody listens any more, and it may yet be renewed"
+        calls.now = 7.9
+        assert calls.now < deadline, "nobody listens any more, and it may yet be renewed"
         answer = ChangeInvisibleTimeResponse(pop_time=5000, invisible_time=8000, revive_qid=0)
         renewal.set_result(Command(0, flag=1, ext=answer.to_ext()))
         await asyncio.sleep(0)
         leases._flush()
-        request, _, _ = asked[1]
+        request, _, _ = calls.asked[1]
         assert request.code == RequestCode.BATCH_ACK_MESSAGE
         assert b'"pt":5000' in request.body
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("renewing", [False, True])
+def test_what_fails_after_the_acknowledgement_gives_nothing_back(renewing: bool) -> None:
+    async def main() -> None:
+        calls = Calls()
+        leases, held = calls.leases()
+        if renewing:
+            calls.now = 4.0
+            leases._renew()
+        leases.ack([held])
+        leases.give_back(held, 10)
+        for _, _, renewal in calls.asked:
+            answer = ChangeInvisibleTimeResponse(pop_time=5000, invisible_time=8000, revive_qid=0)
+            renewal.set_result(Command(0, flag=1, ext=answer.to_ext()))
+        await asyncio.sleep(0)
+        leases._flush()
+        assert [request.code for request, _, _ in calls.asked[renewing:]] == [RequestCode.BATCH_ACK_MESSAGE]
 
     asyncio.run(main())
 

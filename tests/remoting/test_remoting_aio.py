@@ -289,6 +289,52 @@ def test_who_sends_one_way_on_and_on_lets_others_go_on(run) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("way", ["oneway", "call"])
+def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch, way: str) -> None:
+    """They are woken at the same time, and together have more than a peer may leave unread."""
+    monkeypatch.setattr("rocketq.remoting.connection.MAX_UNSENT", 8 << 20)
+
+    async def main() -> None:
+        async with Pair() as pair:
+            await pair.client.call(pair.address, ECHO)
+            (accepted,) = pair.server.connections
+            accepted._transport.pause_reading()
+            connection = pair.client.connected(pair.address)
+            while not connection._write_paused:
+                await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
+                await asyncio.sleep(0)
+            sent = len(pair.service.requests)
+            send = getattr(pair.client, way)
+            herd = [asyncio.ensure_future(send(pair.address, ECHO, None, bytes(1 << 18), 60)) for _ in range(60)]
+            await until(lambda: len(connection._drained) == len(herd))
+            accepted._transport.resume_reading()
+            await asyncio.gather(*herd)
+            await until(lambda: len(pair.service.requests) >= sent + len(herd), 30)
+            assert not pair.client.counters.cut_off
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["oneway", "call"])
+def test_a_connection_that_ends_while_a_request_waits_for_it_is_told(run, way: str) -> None:
+    async def main() -> None:
+        async with Pair() as pair:
+            await pair.client.call(pair.address, ECHO)
+            (accepted,) = pair.server.connections
+            accepted._transport.pause_reading()
+            connection = pair.client.connected(pair.address)
+            while not connection._write_paused:
+                await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
+                await asyncio.sleep(0)
+            waits = asyncio.ensure_future(getattr(pair.client, way)(pair.address, ECHO, timeout=60))
+            await until(lambda: connection._drained)
+            accepted.abort()
+            with pytest.raises(ConnectionLost, match="not sent"):
+                await waits
+
+    run(main())
+
+
 def test_servers_ask_and_clients_answer(run) -> None:
     async def on_request(connection, request: Command) -> bytes:
         await asyncio.sleep(0)
