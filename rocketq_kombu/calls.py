@@ -26,7 +26,7 @@ class Calls:
         self._waker: Waker | None = None
         self._thread = 0  # the hub's
         self._before_waiting = False
-        self._lock = threading.Lock()  # of `_soon`
+        self._lock = threading.Lock()  # of `_soon`, `_posted` and the waker
         self._soon: deque[Callable[[], object]] = deque()
         self._after: list[Callable[[], object]] = []
         self._posted: deque[Callable[[], None]] = deque()
@@ -39,8 +39,8 @@ class Calls:
         """Call before the hub waits again; there has to be one."""
         with self._lock:
             self._soon.append(call)
-        if self._waker is not None and threading.get_ident() != self._thread:
-            self._waker.wake()
+            if self._waker is not None and threading.get_ident() != self._thread:
+                self._waker.wake()
 
     def after(self, call: Callable[[], object]) -> None:
         """Call when the hub has looked at its files: what Celery writes to its pool goes first."""
@@ -77,8 +77,10 @@ class Calls:
 
     def post(self, call: Callable[[], None]) -> None:
         """Call when nobody is in the middle of anything."""
-        self._posted.append(call)
-        if self._hub is not None and len(self._posted) == 1:
+        with self._lock:
+            first = not self._posted
+            self._posted.append(call)
+        if first and self._hub is not None:
             self.soon(self.run_posted)
 
     def run_posted(self) -> None:
@@ -91,8 +93,9 @@ class Calls:
         """Call after `delay` seconds."""
         if self._hub is not None:
             self._hub.call_later(delay, call)
-            if self._waker is not None and (self._before_waiting or threading.get_ident() != self._thread):
-                self._waker.wake()
+            with self._lock:
+                if self._waker is not None and (self._before_waiting or threading.get_ident() != self._thread):
+                    self._waker.wake()
         else:
             heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), call))
 
@@ -119,10 +122,11 @@ class Calls:
         self._waker = Waker(hub)
 
     def detach(self) -> None:
-        if self._waker is not None:
-            self._hub.on_tick.discard(self._tick)
-            self._waker.close()
-            self._hub = self._waker = None
+        with self._lock:
+            if self._waker is not None:
+                self._hub.on_tick.discard(self._tick)
+                self._waker.close()
+                self._hub = self._waker = None
 
     def forget_timers(self) -> None:
         self._timers.clear()
