@@ -18,10 +18,12 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from rocketq.errors import RocketQError
-from rocketq.message import Message, ReceivedMessage
-from rocketq.names import DLQ_PREFIX
+from rocketq.errors import BrokerError, RocketQError
+from rocketq.message import ReceivedMessage
 from rocketq.properties import FIRST_POP_TIME
+from rocketq.record import CorruptRecord
+from rocketq.remoting.codes import DEAD_LETTER, RequestCode, ResponseCode
+from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
 from rocketq_kombu.names import KEYED, escape, sources_of, topic_of
@@ -259,12 +261,14 @@ class Channel(Publishing):
         for message, lease, behind in found:
             try:
                 payload = decode(message.body)
-            except ValueError as error:
+                properties = payload["properties"]
+                over = self._is_over(queue, properties, message, behind)
+                again = message.reconsume_times or FIRST_POP_TIME in message.properties
+            except (ValueError, CorruptRecord) as error:
                 log.error("offset %d of %s is no message of Kombu's (%s)", message.queue_offset, queue, error)
                 self._settle_unread(message, lease)
                 continue
-            properties = payload["properties"]
-            if self._is_over(queue, properties, message, behind):
+            if over:
                 if lease is not None:
                     self.keeper.ack(lease)
                 continue
@@ -273,7 +277,6 @@ class Channel(Publishing):
                 continue
             properties["queue"] = queue
             properties["delivery_tag"] = str(next(self._numbers))
-            again = message.reconsume_times or FIRST_POP_TIME in message.properties
             properties["delivery_info"]["redelivered"] = bool(again or properties.get("redelivered"))
             self._ready.append(Arrived(queue, payload, lease, message.queue_offset))
         if queue in self._prioritized:
@@ -306,13 +309,23 @@ class Channel(Publishing):
         self._cursors[queue] = offset
 
     def _settle_unread(self, message: ReceivedMessage, lease: Lease | None) -> None:
-        """Put what cannot be read into the dead letters as it is."""
+        """Have the broker put what cannot be read into the dead letters, as it is."""
         if lease is None:
             return
-        topic = f"{DLQ_PREFIX}{lease.group}"
-        self.cluster.create_topic(topic, 1)
-        self.cluster.producer.send(Message(topic, message.body, tag=message.tag, keys=message.keys))
-        self.keeper.ack(lease)
+        header = ConsumerSendMsgBackHeader(
+            offset=message.physical_offset,
+            group=lease.group,
+            delay_level=DEAD_LETTER,
+            bname=lease.receipt.broker_name,
+        )
+        try:
+            answer = self.cluster.ask(lease.address, RequestCode.CONSUMER_SEND_MSG_BACK, header)
+            if answer.code != ResponseCode.SUCCESS:
+                raise BrokerError(answer.code, answer.remark, lease.address)
+        except RocketQError as error:
+            log.warning("%s comes again: it could not be put into the dead letters: %s", lease, error)
+        else:
+            self.keeper.ack(lease)
 
     def deliver(self) -> bool:
         """Hand out what is ready, as far as it may be; True when something was."""

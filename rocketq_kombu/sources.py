@@ -14,6 +14,7 @@ from rocketq.client.pop_calls import OLDEST, Request, pop_request, read_pop
 from rocketq.errors import BrokerError, RemotingError
 from rocketq.hashing import tags_code
 from rocketq.message import ReceivedMessage, decode_messages
+from rocketq.record import CorruptRecord
 from rocketq.remoting.codes import PullFlag, RequestCode, ResponseCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.headers import PopMessageResponse, PullMessageHeader, PullMessageResponse
@@ -146,7 +147,7 @@ class WorkSource(Source):
     def take(self, answer: Command, address: str) -> bool:
         try:
             popped = read_pop(answer, self.group, self.topic, self.broker, address)
-        except BrokerError as error:
+        except (BrokerError, CorruptRecord) as error:
             self.failed(str(error))
             return False
         if popped.full:
@@ -203,5 +204,5 @@ class CursorSource(Source):
         self.channel.moved(self.queue, self.offset)
         if answer.code == ResponseCode.SUCCESS and not self._closed:
             found = decode_messages(bytes(answer.body), self.broker)
-            self.channel.arrived(self.queue, [(message, None, 0) for message in found if message.tag == self.tag])
+            self.channel.arrived(self.queue, [(each, None, 0) for each in found if each.has_tag((self.tag,))])
         return True

@@ -13,13 +13,11 @@ from rocketq.errors import BrokerError, RocketQError
 from rocketq.message import Message, ReceivedMessage
 from rocketq.names import retry_topic
 from rocketq.record import CorruptRecord
-from rocketq.remoting.codes import RequestCode, ResponseCode
+from rocketq.remoting.codes import DEAD_LETTER, RequestCode, ResponseCode
 from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 
 log = logging.getLogger("rocketq.client")
 
-#: Delay level that means the dead letter queue.
-DEAD_LETTER = -1
 TIMEOUT = 5.0
 #: Seconds of the delay levels, as brokers have them unless they are told otherwise.
 LEVELS = (1, 5, 10, 30, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 1200, 1800, 3600, 7200)

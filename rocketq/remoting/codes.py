@@ -223,3 +223,7 @@ class Perm(IntFlag):
     INHERIT = 1
     WRITE = 2
     READ = 4
+
+
+#: The delay level of a message that is handed back and is to be a dead letter.
+DEAD_LETTER = -1

@@ -13,12 +13,14 @@ from kombu.asynchronous.hub import Hub
 from kombu_kit import consuming, publish, turn_until
 from servers import ServerProcess, wait_until
 
+from rocketq.client.admin import Admin
 from rocketq.client.sync_producer import Producer
 from rocketq.errors import RequestTimeout
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.codes import RequestCode
 from rocketq_kombu import channel
 from rocketq_kombu.engine import Engine
+from rocketq_kombu.names import topic_of
 
 NUMBER = 64
 
@@ -177,3 +179,32 @@ def test_a_broken_connection_loses_nothing_that_can_still_be_sent(url: str, serv
         with consuming(connection, queue) as got:
             assert turn_until(connection, lambda: len(got) == 2)
         assert {body for body, _ in got} == {"before", "after"}
+
+
+@pytest.mark.parametrize("under_a_hub", [True, False])
+def test_a_message_that_cannot_be_read_is_a_dead_letter_and_others_come(
+    url: str, server: ServerProcess, under_a_hub: bool
+) -> None:
+    queue = kombu.Queue("unreadable", routing_key="unreadable")
+    with kombu.Connection(url) as connection:
+        topic = topic_of(connection.transport.virtual_host, queue.name)
+        publish(connection, queue, "before")
+        client = BlockingClient()
+        fields = {"producerGroup": "P", "topic": topic, "defaultTopic": "TBW102", "defaultTopicQueueNums": "1"}
+        fields |= {"queueId": "0", "bornTimestamp": "0", "flag": "0"}
+        for body, sys_flag in ((b"not zlib", "1"), (b"not JSON", "0")):
+            answer = client.call(server.broker, RequestCode.SEND_MESSAGE, {**fields, "sysFlag": sys_flag}, body)
+            assert answer.code == 0
+        client.close()
+        publish(connection, queue, "behind")
+        hub = Hub() if under_a_hub else None
+        if hub is not None:
+            connection.register_with_event_loop(hub)
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+        assert [body for body, _ in got] == ["before", "behind"]
+    dead = f"%DLQ%{topic}"
+    with Admin(server.namesrv) as admin:
+        wait_until(lambda: dead in admin.topics(), what="the topic of the dead letters")
+        (place,) = admin.topic_status(dead).values()
+    assert place.max_offset == 2
