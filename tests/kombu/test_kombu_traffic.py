@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections import Counter
 from typing import Any
 
@@ -40,8 +39,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_more(
-    url: str, asked: Counter[int]
+    url: str, asked: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(channel, "_GATHER", 0.05)  # a busy machine takes longer for each than the usual 2 ms
     queue = kombu.Queue("together", routing_key="together")
     hub = Hub()
     with kombu.Connection(url) as connection:
@@ -54,35 +54,17 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
                 hub.run_once()
             keepers = [each.keeper for each in connection.transport.channels]
             assert turn_until(connection, lambda: not any(keeper.waiting for keeper in keepers), hub=hub)
-            lanes = {link.lane for link in connection.transport.engine._links.values()}
+            lanes = {link.lane for link in connection.transport.engine._links.values()} - {
+                connection.transport.watch
+            }
         acknowledged = asked[RequestCode.ACK_MESSAGE] + asked[RequestCode.BATCH_ACK_MESSAGE]
         assert 0 < acknowledged <= NUMBER // 2
         assert asked[RequestCode.POP_MESSAGE] <= NUMBER // 2
         assert len(lanes) == 1, "one connection carries both"
     hub.close()
-    with kombu.Connection(url) as connection, connection.channel() as channel:
-        assert channel.queue_declare(queue="together", passive=True).message_count == 0
-        assert channel.basic_get("together") is None
-
-
-def test_one_that_is_gathered_does_not_wait_until_something_else_happens(
-    url: str, asked: Counter[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Celery acknowledges when its event loop has decided for how long to wait: for a second, if nothing happens."""
-    monkeypatch.setattr(channel, "_GATHER", 0.05)
-    queue = kombu.Queue("alone", routing_key="alone")
-    hub = Hub()
-    with kombu.Connection(url) as connection:
-        publish(connection, queue, 1)
-        with consuming(connection, queue, prefetch=8, ack=False) as got:
-            connection.register_with_event_loop(hub)
-            assert turn_until(connection, lambda: asked[RequestCode.POP_MESSAGE] == 2, hub=hub)
-            got[0][1].channel._sent_at = time.monotonic()  # it asked for more just now
-            hub.call_soon(got[0][1].ack)
-            began = time.monotonic()
-            assert turn_until(connection, lambda: asked[RequestCode.ACK_MESSAGE], hub=hub)
-            assert time.monotonic() - began < 0.8
-    hub.close()
+    with kombu.Connection(url) as connection, connection.channel() as rest:
+        assert rest.queue_declare(queue="together", passive=True).message_count == 0
+        assert rest.basic_get("together") is None
 
 
 def test_one_that_waited_for_a_renewal_is_sent_when_its_channel_is_closed(url: str, asked: Counter[int]) -> None:
