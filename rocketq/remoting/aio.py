@@ -129,8 +129,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         connection = await self.connect(address, timeout)
-        await connection.writable(deadline - loop.time())
-        connection.oneway(code, header, body)
+        await connection.call_oneway(code, header, body, deadline - loop.time())
 
     async def connect(self, address: str, timeout: float | None = None) -> Connection:
         """The connection to `address`, made if there is none; attempts at the same time are one.

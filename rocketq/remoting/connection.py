@@ -10,8 +10,9 @@ import asyncio
 import ipaddress
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from rocketq.errors import ConnectionLost, HeaderError, RequestTimeout, TooManyInFlight
 from rocketq.record import pack_host
@@ -20,6 +21,8 @@ from rocketq.remoting.command import Command, Header, encode_response
 from rocketq.remoting.session import Session
 
 log = logging.getLogger("rocketq.remoting")
+
+T = TypeVar("T")
 
 Buffer = bytes | memoryview
 #: What a handler returns: a frame, pieces of one, or None when it answers later or not at all.
@@ -103,7 +106,6 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_batch",
-        "_drained",
         "_flush_planned",
         "_held",
         "_idle_timeout",
@@ -118,6 +120,7 @@ class Connection(asyncio.Protocol):
         "_timer",
         "_timer_at",
         "_transport",
+        "_waiting",
         "_write_paused",
         "closed",
         "context",
@@ -164,7 +167,8 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._held: list[Command] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._drained: list[asyncio.Future[None]] = []
+        #: who waits for the peer to read, and how they send then; first come, first served
+        self._waiting: OrderedDict[asyncio.Future[Any], Callable[[], Any]] = OrderedDict()
         self._lost: asyncio.Future[None] = loop.create_future()
         self._last_active = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -244,9 +248,13 @@ class Connection(asyncio.Protocol):
 
         Raises RequestTimeout after `timeout` seconds, ConnectionLost, TooManyInFlight.
         """
-        if self._write_paused or self._out_size > FLUSH_AT:
-            timeout = await self.writable(timeout)
-        return await self.submit(code, header, body, timeout)
+        if self._has_room():
+            return await self.submit(code, header, body, timeout)
+        deadline = self._loop.time() + timeout
+        answer = await self._in_turn(
+            lambda: self.submit(code, header, body, deadline - self._loop.time()), timeout
+        )
+        return await answer
 
     def oneway(self, code: int, header: Header | dict[str, str] | None = None, body: bytes = b"") -> None:
         """Send a request that gets no answer; on a closed connection nothing happens.
@@ -257,29 +265,25 @@ class Connection(asyncio.Protocol):
             self._check_unsent()
             self.write(self.session.oneway(code, header, body))
 
-    async def writable(self, timeout: float) -> float:
-        """Wait until the peer has read most of what it was sent; the seconds that are left of `timeout` then.
+    async def call_oneway(
+        self, code: int, header: Header | dict[str, str] | None, body: bytes, timeout: float
+    ) -> None:
+        """Send a request that gets no answer; waits for a peer that is slow to read.
 
-        Raises RequestTimeout, and ConnectionLost when the connection has ended.
+        Raises RequestTimeout when that takes more than `timeout` seconds, ConnectionLost; then it was not sent.
         """
-        deadline = self._loop.time() + timeout
-        # all who wait are woken in one turn, and those before us may have written enough again
-        while not self.closed and (self._write_paused or self._out_size > FLUSH_AT):
-            if self._write_paused:
-                await self._wait_until_drained(deadline, timeout)
-            else:
-                await asyncio.sleep(0)  # whoever writes on and on leaves the loop no turn to send it
-        if self.closed:
-            raise ConnectionLost(f"the connection to {self.peer} is closed; the request was not sent")
-        return deadline - self._loop.time()
+        if self._has_room() and not self.closed:
+            self.oneway(code, header, body)
+        else:
+            await self._in_turn(lambda: self.oneway(code, header, body), timeout)
 
     def close(self) -> None:
         """Send what was written, then close."""
         if not self.closed:
+            self.closed = True
             if not self._batch:
                 self._flush()
                 self._transport.close()
-            self.closed = True
 
     def abort(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -295,13 +299,37 @@ class Connection(asyncio.Protocol):
         if self._write_paused and self._transport.get_write_buffer_size() + self._out_size > MAX_UNSENT // 2:
             raise TooManyInFlight(f"{self.peer} does not read what it is sent")
 
-    async def _wait_until_drained(self, deadline: float, timeout: float) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._drained.append(waiter)
-        await asyncio.wait({waiter}, timeout=deadline - self._loop.time())
+    def _has_room(self) -> bool:
+        return not self._write_paused and self._out_size <= FLUSH_AT and not self._waiting
+
+    async def _in_turn(self, send: Callable[[], T], timeout: float) -> T:
+        """What `send` returns, which is called when the peer has read most of what was sent before."""
+        if self.closed:
+            raise ConnectionLost(f"the connection to {self.peer} is closed; the request was not sent")
+        waiter: asyncio.Future[T] = self._loop.create_future()
+        self._waiting[waiter] = send
+        timer = self._loop.call_later(timeout, self._too_late, waiter, timeout)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiting.pop(waiter, None)
+
+    def _too_late(self, waiter: asyncio.Future[Any], timeout: float) -> None:
         if not waiter.done():
-            self._drained.remove(waiter)
-            raise RequestTimeout(f"{self.peer} read too little for {timeout:g} s; the request was not sent")
+            waiter.set_exception(
+                RequestTimeout(f"{self.peer} read too little for {timeout:g} s; the request was not sent")
+            )
+
+    def _send_waiting(self) -> None:
+        """Send for those who wait, as much as makes one write: all of it at once could be more than MAX_UNSENT."""
+        while self._waiting and self._out_size <= FLUSH_AT and not self._write_paused and not self.closed:
+            waiter, send = self._waiting.popitem(last=False)
+            if not waiter.done():
+                try:
+                    waiter.set_result(send())
+                except Exception as error:  # noqa: BLE001 - it belongs to who waits
+                    waiter.set_exception(error)
 
     # -- what the event loop calls
 
@@ -340,10 +368,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._last_active = self._loop.time()
-        for waiter in self._drained:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._drained.clear()
+        self._send_waiting()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -369,10 +394,10 @@ class Connection(asyncio.Protocol):
                 pending.context.set_exception(
                     ConnectionLost(f"{reason} before request {pending.code} was answered")
                 )
-        for waiter in self._drained:
+        for waiter in self._waiting:
             if not waiter.done():
-                waiter.set_result(None)
-        self._drained.clear()
+                waiter.set_exception(ConnectionLost(f"{reason}; the request was not sent"))
+        self._waiting.clear()
         self._out.clear()
         self._held.clear()
         if not self._lost.done():
@@ -518,6 +543,8 @@ class Connection(asyncio.Protocol):
             transport.write(out[-1])  # … but this does
         if self._write_paused:
             self._limit_unread()
+        else:
+            self._send_waiting()
 
     def unread(self) -> int:
         """Bytes that the peer has not taken yet."""

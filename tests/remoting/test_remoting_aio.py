@@ -291,7 +291,7 @@ def test_who_sends_one_way_on_and_on_lets_others_go_on(run) -> None:
 
 @pytest.mark.parametrize("way", ["oneway", "call"])
 def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch, way: str) -> None:
-    """They are woken at the same time, and together have more than a peer may leave unread."""
+    """Together they have more than a peer may leave unread."""
     monkeypatch.setattr("rocketq.remoting.connection.MAX_UNSENT", 8 << 20)
 
     async def main() -> None:
@@ -306,7 +306,7 @@ def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch,
             sent = len(pair.service.requests)
             send = getattr(pair.client, way)
             herd = [asyncio.ensure_future(send(pair.address, ECHO, None, bytes(1 << 18), 60)) for _ in range(60)]
-            await until(lambda: len(connection._drained) == len(herd))
+            await until(lambda: len(connection._waiting) == len(herd))
             accepted._transport.resume_reading()
             await asyncio.gather(*herd)
             await until(lambda: len(pair.service.requests) >= sent + len(herd), 30)
@@ -327,7 +327,7 @@ def test_a_connection_that_ends_while_a_request_waits_for_it_is_told(run, way: s
                 await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
                 await asyncio.sleep(0)
             waits = asyncio.ensure_future(getattr(pair.client, way)(pair.address, ECHO, timeout=60))
-            await until(lambda: connection._drained)
+            await until(lambda: connection._waiting)
             accepted.abort()
             with pytest.raises(ConnectionLost, match="not sent"):
                 await waits
