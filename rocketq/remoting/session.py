@@ -167,11 +167,11 @@ class Session:
         self.pending.pop(opaque, None)
 
     def expired(self, now: float) -> list[Pending]:
-        """The requests whose deadline is not after `now`; they are done with."""
+        """The requests whose deadline is not after `now`, the earliest first; they are done with."""
         if now < self.next_deadline:
             return []
         late = [opaque for opaque, pending in self.pending.items() if pending.deadline <= now]
-        expired = [self.pending.pop(opaque) for opaque in late]
+        expired = sorted(map(self.pending.pop, late), key=lambda pending: pending.deadline)
         self.next_deadline = min((pending.deadline for pending in self.pending.values()), default=math.inf)
         return expired
 

@@ -275,7 +275,7 @@ def test_order_holds_when_a_member_joins_an_ordered_group(namesrv: str) -> None:
 
     async def main() -> None:
         async with AsyncProducer("PG", namesrv) as producer:
-            await asyncio.gather(*[producer.send(Message(topic, b"x")) for _ in range(800)])
+            await asyncio.gather(*[producer.send(Message(topic, b"x"), timeout=30) for _ in range(800)])
         async with member():
             await until(lambda: sum(map(len, seen.values())) > 100)
             second = member()

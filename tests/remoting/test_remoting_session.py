@@ -54,7 +54,7 @@ def test_requests_expire_at_their_own_deadlines() -> None:
     assert session.expired(100.9) == []
     assert [pending.context for pending in session.expired(101.0)] == ["a"]
     assert session.next_deadline == 102.0
-    assert [pending.context for pending in session.expired(110.0)] == ["c", "b"]
+    assert [pending.context for pending in session.expired(110.0)] == ["b", "c"]
     assert session.next_deadline == float("inf")
 
 
