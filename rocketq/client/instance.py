@@ -22,7 +22,7 @@ from rocketq.client.redis_cache import AsyncRedisRoutes
 from rocketq.client.requests import Requests
 from rocketq.client.routes import Known, RouteTable
 from rocketq.client.troubles import Troubles
-from rocketq.errors import ConfigError, RemotingError, RocketQError
+from rocketq.errors import ConfigError, RemotingError, RequestTimeout, RocketQError
 from rocketq.message import MessageQueue, ReceivedMessage, decode_messages, new_client_id
 from rocketq.remoting.aio import AsyncClient
 from rocketq.remoting.bodies import (
@@ -223,25 +223,31 @@ class ClientInstance:
 
     # routes
 
-    async def topic(self, topic: str, *, publish: bool = False, max_age: float = float("inf")) -> Known:
+    async def topic(
+        self, topic: str, *, publish: bool = False, max_age: float = float("inf"), timeout: float | None = None
+    ) -> Known:
         """What is known of a topic; asks when nothing is, when it is older than `max_age` seconds, or has failed.
 
         `publish`: the topic may be created by sending to it, so the default topic's route will do. Raises
-        RouteNotFound when nobody knows the topic, ConnectFailed when no NameServer answers.
+        RouteNotFound when nobody knows the topic, ConnectFailed when no NameServer answers, RequestTimeout when none
+        has within `timeout` seconds.
         """
         if publish:
             self._publishing.add(topic)
         known = self.routes.fresh(topic, time.monotonic(), max_age)
         if known is not None:
             return known
-        return await self._lookup(topic)
+        return await self._lookup(topic, timeout)
 
-    async def _lookup(self, topic: str) -> Known:
+    async def _lookup(self, topic: str, timeout: float | None = None) -> Known:
         task = self._lookups.get(topic)
         if task is None:
             task = self._lookups[topic] = asyncio.create_task(self._ask(topic))
             task.add_done_callback(partial(self._looked_up, topic))
-        return await asyncio.shield(task)
+        await asyncio.wait({task}, timeout=timeout)  # it goes on for others who wait
+        if not task.done():
+            raise RequestTimeout(f"no NameServer said in time where topic {topic} is")
+        return task.result()
 
     def _looked_up(self, topic: str, task: asyncio.Task[Known]) -> None:
         del self._lookups[topic]

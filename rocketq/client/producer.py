@@ -19,13 +19,12 @@ from rocketq.client.selectors import Selector
 from rocketq.client.sending import COLLECTED, Delivery, SendCore, SendOptions, SendResult
 from rocketq.client.tracing import Tracer, group_of, topic_of
 from rocketq.client.transactions import AsyncTransaction, Check
-from rocketq.errors import ConfigError, InvalidMessage, RequestTimeout, RocketQError, RouteNotFound
+from rocketq.errors import ConfigError, InvalidMessage, RocketQError, RouteNotFound
 from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.names import reply_topic
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq.remoting.connection import Connection
-from rocketq.remoting.waiting import wait_result
 
 log = logging.getLogger("rocketq.client")
 
@@ -384,16 +383,8 @@ class AsyncProducer:
             self._failed(send, error)
 
     async def _known(self, topic: str, deadline: float | None = None) -> Known:
-        known = self.instance.routes.fresh(topic, 0.0, math.inf)
-        if known is not None:
-            return known
-        lookup = self.instance.topic(topic, publish=True)
-        if deadline is None:
-            return await lookup
-        try:
-            return await wait_result(lookup, deadline - self._loop.time())
-        except asyncio.TimeoutError:
-            raise RequestTimeout(f"no NameServer said in time where topic {topic} is") from None
+        left = None if deadline is None else deadline - self._loop.time()
+        return await self.instance.topic(topic, publish=True, timeout=left)
 
     def _master(self, queue: MessageQueue) -> str:
         address = self.instance.routes.master(queue.broker_name)

@@ -289,6 +289,18 @@ def test_who_sends_one_way_on_and_on_lets_others_go_on(run) -> None:
     run(main())
 
 
+async def stop_reading(pair):
+    """Let the server read no more, and fill what is between; both ends of the connection."""
+    await pair.client.call(pair.address, ECHO)
+    (accepted,) = pair.server.connections
+    accepted._transport.pause_reading()
+    connection = pair.client.connected(pair.address)
+    while not connection._write_paused:
+        await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
+        await asyncio.sleep(0)
+    return connection, accepted
+
+
 @pytest.mark.parametrize("way", ["oneway", "call"])
 def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch, way: str) -> None:
     """Together they have more than a peer may leave unread."""
@@ -296,13 +308,7 @@ def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch,
 
     async def main() -> None:
         async with Pair() as pair:
-            await pair.client.call(pair.address, ECHO)
-            (accepted,) = pair.server.connections
-            accepted._transport.pause_reading()
-            connection = pair.client.connected(pair.address)
-            while not connection._write_paused:
-                await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
-                await asyncio.sleep(0)
+            connection, accepted = await stop_reading(pair)
             sent = len(pair.service.requests)
             send = getattr(pair.client, way)
             herd = [asyncio.ensure_future(send(pair.address, ECHO, None, bytes(1 << 18), 60)) for _ in range(60)]
@@ -319,13 +325,7 @@ def test_all_who_wait_for_a_slow_peer_have_their_requests_read(run, monkeypatch,
 def test_a_connection_that_ends_while_a_request_waits_for_it_is_told(run, way: str) -> None:
     async def main() -> None:
         async with Pair() as pair:
-            await pair.client.call(pair.address, ECHO)
-            (accepted,) = pair.server.connections
-            accepted._transport.pause_reading()
-            connection = pair.client.connected(pair.address)
-            while not connection._write_paused:
-                await pair.client.oneway(pair.address, ECHO, None, bytes(1 << 20), timeout=30)
-                await asyncio.sleep(0)
+            connection, accepted = await stop_reading(pair)
             waits = asyncio.ensure_future(getattr(pair.client, way)(pair.address, ECHO, timeout=60))
             await until(lambda: connection._waiting)
             accepted.abort()
