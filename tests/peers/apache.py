@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from wire import call, wait_until
+from wire import SUCCESS, call, wait_until
 
 HERE = Path(__file__).parent
 SERVER_VERSION = "5.4.0"
@@ -93,16 +94,16 @@ def jars(kind: str, version: str) -> Path:
 
 
 def free_ports(*offsets: int) -> int:
-    """A port that is free, and free as well at each of the offsets from it."""
-    for _ in range(200):
+    """A port that is free, and free as well at each of the offsets from it.
+
+    Below those that the system gives to whoever asks for any port, so that none is gone when its server starts.
+    """
+    for port in random.sample(range(10_000, 32_000), 200):
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
-                for offset in offsets:
+                for offset in (0, *offsets):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
     raise PeerMissing("no free ports on 127.0.0.1")
@@ -179,6 +180,8 @@ class Apache:
         )
         self._wait_for("Broker", "boot success")
         wait_until(self._is_registered, "the route of TBW102", 60)
+        # Until it has measured for the first time it fails when it is asked for what it has (GET_BROKER_RUNTIME_INFO)
+        wait_until(lambda: call(self.broker, 28).code == SUCCESS, "what the broker says of itself")
         return self
 
     def start_namesrv(self) -> str:
