@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from typing import Any
+
+from rocketq.remoting.forks import not_for_children
 
 
 class Waker:
-    """A pipe that a `kombu.asynchronous.Hub` reads.
+    """A pair of sockets of which a `kombu.asynchronous.Hub` reads one.
 
     A hub decides for how long it will wait, and then calls whoever wants to be called before it does. What it is asked
     for meanwhile, by `Hub.call_soon` (as Celery puts acknowledgements off) or `Hub.call_later`, would lie there until
@@ -18,23 +21,23 @@ class Waker:
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._pid = os.getpid()
-        self._out, self._in = os.pipe()
-        os.set_blocking(self._out, False)
-        os.set_blocking(self._in, False)
-        hub.add_reader(self._out, self._read)
+        self._out, self._in = map(not_for_children, socket.socketpair())
+        self._out.setblocking(False)
+        self._in.setblocking(False)
+        hub.add_reader(self._out.fileno(), self._read)
 
     def wake(self) -> None:
         """Keep the hub from waiting."""
         with contextlib.suppress(BlockingIOError):  # it is full: the hub will not wait
-            os.write(self._in, b".")
+            self._in.send(b".")
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(self._out, 4096)
+            self._out.recv(4096)
 
     def close(self) -> None:
         """A child that was forked leaves the loop, which it has in common with its parent, alone."""
         if self._pid == os.getpid():
-            self._hub.remove(self._out)
-        os.close(self._out)
-        os.close(self._in)
+            self._hub.remove(self._out.fileno())
+        self._out.close()
+        self._in.close()

@@ -36,6 +36,33 @@ with kombu.Connection(sys.argv[1]) as connection:
         print(sorted(body for body, _ in got), flush=True)
 """
 
+LOOP = """
+import os, sys, kombu, rocketq_kombu
+from kombu.asynchronous.hub import Hub
+sys.path[:0] = sys.argv[2:]
+from kombu_kit import consuming, publish, turn_until
+def sockets():
+    return sum("socket:" in os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+queue = kombu.Queue("loops", routing_key="loops")
+hub = Hub()
+hub.call_soon(lambda: None)
+hub.run_once()  # it may have sockets of its own now
+before = sockets()
+with kombu.Connection(sys.argv[1]) as connection:
+    publish(connection, queue, "task")
+    with consuming(connection, queue) as got:
+        connection.register_with_event_loop(hub)
+        assert turn_until(connection, lambda: got, hub=hub)
+        here = sockets()
+        pid = os.fork()
+        if not pid:
+            os._exit(sockets() - before)
+        inherited = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        publish(connection, queue, "another")
+        assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+        print(here > before, inherited, flush=True)
+"""
+
 GEVENT = """
 from gevent import monkey
 monkey.patch_all()
@@ -78,6 +105,11 @@ HERE = str(Path(__file__).parent)
 def test_children_that_are_forked_publish_without_harm_to_their_parent(url: str) -> None:
     with Script(FORK, url, HERE) as parent:
         assert parent.line() == "['child 0', 'child 1', 'child 2', 'parent']"
+
+
+def test_children_that_are_forked_keep_no_socket_of_an_event_loop(url: str) -> None:
+    with Script(LOOP, url, HERE) as parent:
+        assert parent.line() == "True 0"
 
 
 def test_greenlets_share_a_process(url: str) -> None:
