@@ -29,6 +29,9 @@ def main() -> None:
         "--rounds", type=int, default=3, help="default 3; etas and recovery, which take minutes, are measured once"
     )
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="where the stores are put")
+    parser.add_argument(
+        "--busy", type=float, default=0.04, help="share of the machine that its host may give to others in a round"
+    )
     options = parser.parse_args()
     scale = CeleryScale(2000, 300, 1000, 6.0, 3.0, 3) if options.quick else CeleryScale()
     only = tuple(name for name in options.only.split(",") if name)
@@ -38,7 +41,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the servers are ended, too
     rounds = options.rounds
     rivals = [name for name in options.rivals.split(",") if name]
-    run = Run(rivals, rounds, Scale(warm_up=0), options.data, busy=1.0, drop_caches=False)
+    run = Run(rivals, rounds, Scale(warm_up=0), options.data, options.busy, guests_only=True)
     began = datetime.now()
     try:
         run.group("celery", chosen)
@@ -47,5 +50,5 @@ def main() -> None:
     took = (datetime.now() - began).total_seconds() / 60
     say(
         f"\n{began:%Y-%m-%d %H:%M}, {report.machine()}, load {os.getloadavg()[0]:.1f}, {took:.0f} minutes, "
-        f"{rounds} interleaved rounds\n\n{report.table(run.results)}"
+        f"{rounds} interleaved rounds{run.disturbance}\n\n{report.table(run.results)}"
     )

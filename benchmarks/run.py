@@ -42,10 +42,21 @@ def say(text: str) -> None:
 
 
 class Run:
-    """One invocation: which servers, how often, and what came out."""
+    """One invocation: which servers, how often, and what came out.
+
+    `busy`: share of the machine that others may use in a measurement; with `guests_only` others are those with whom
+    this virtual machine shares its host, as a workload's own processes cannot be told from those of anybody else.
+    """
 
     def __init__(
-        self, rivals: list[str], rounds: int, scale: Scale, root: Path, busy: float, drop_caches: bool
+        self,
+        rivals: list[str],
+        rounds: int,
+        scale: Scale,
+        root: Path,
+        busy: float,
+        drop_caches: bool = False,
+        guests_only: bool = False,
     ) -> None:
         self.names = ["rocketq", *rivals]
         self.rounds = rounds
@@ -53,6 +64,7 @@ class Run:
         self.root = root
         self.busy = busy
         self.drop_caches = drop_caches
+        self.guests_only = guests_only
         self.disturbed: list[float] = []
         self.results: list[tuple[Scenario, report.Rounds]] = []
 
@@ -134,10 +146,9 @@ class Run:
         """Measures up to three times when others use more of the machine than `busy`; keeps the quietest time."""
         quietest: tuple[float, Figures] | None = None
         for _ in range(3):
-            began, all_before, ours_before = time.monotonic(), busy_seconds(), server.cpu_seconds()
+            began, before = time.monotonic(), self.others_seconds(server)
             figures = scenario.measure(server, self.scale)
-            ours = server.cpu_seconds() - ours_before + figures.get("generator CPU", 0.0)
-            others = busy_seconds() - all_before - ours
+            others = self.others_seconds(server) - before - figures.get("generator CPU", 0.0)
             share = others / (time.monotonic() - began) / (os.cpu_count() or 1)
             if quietest is None or share < quietest[0]:
                 quietest = share, figures
@@ -148,11 +159,21 @@ class Run:
         self.disturbed.append(quietest[0])
         return quietest[1]
 
+    def others_seconds(self, server: Server) -> float:
+        """CPU time that was spent on others than the server."""
+        user, nice, system, _idle, _wait, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        if self.guests_only:
+            return steal / tick
+        return (user + nice + system + irq + soft + steal) / tick - server.cpu_seconds()
 
-def busy_seconds() -> float:
-    """CPU time that the whole machine has spent, on anything."""
-    user, nice, system, _idle, _wait, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    @property
+    def disturbance(self) -> str:
+        """What is to be said of measurements that others disturbed, if any."""
+        if not self.disturbed:
+            return ""
+        share = statistics.median(self.disturbed)
+        return f"; {len(self.disturbed)} measurements were kept although others used {share:.0%} of the machine"
 
 
 def write_page(text: str) -> None:
@@ -208,15 +229,9 @@ def main() -> None:
     shown = [argument for argument in sys.argv[1:] if argument not in ("--json", str(options.json))]
     command = "python benchmarks/run.py " + shlex.join(shown)
     took = (datetime.datetime.now() - began).total_seconds() / 60
-    disturbance = ""
-    if run.disturbed:
-        share = statistics.median(run.disturbed)
-        disturbance = (
-            f"; {len(run.disturbed)} measurements were kept although others used {share:.0%} of the machine"
-        )
     text = (
         f"{began:%Y-%m-%d %H:%M}, {report.machine()}  \n`{command.strip()}`, {took:.0f} minutes, "
-        f"{rounds} interleaved rounds{disturbance}\n\n"
+        f"{rounds} interleaved rounds{run.disturbance}\n\n"
         f"{report.table(run.results)}"
     )
     say("\n" + text)
