@@ -275,17 +275,18 @@ class AsyncProducer:
         `send`, and RequestTimeout when there is no reply in time; the message may have been consumed all the same.
         """
         self._check_running()
-        known = await self._known(message.topic, self._loop.time() + timeout)
+        deadline = self._loop.time() + timeout
+        known = await self._known(message.topic, deadline)
         for cluster in {data.cluster for data in known.route.broker_datas if data.cluster}:
             # the reply may come from any broker of the cluster, and has to find us there
             with contextlib.suppress(RouteNotFound):
-                await self.instance.topic(reply_topic(cluster))
+                await self.instance.topic(reply_topic(cluster), timeout=deadline - self._loop.time())
         await self.instance.introduce()
 
         async def send(seconds: float) -> SendResult:
             return await self.send(message, queue=queue, selector=selector, key=key, timeout=seconds)
 
-        return await self.instance.requests.reply_to(message, self.instance.client_id, send, timeout)
+        return await self.instance.requests.reply_to(message, self.instance.client_id, send, timeout, deadline)
 
     def transaction(
         self,

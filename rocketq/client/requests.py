@@ -34,21 +34,26 @@ class Requests:
         return len(self._waiting)
 
     async def reply_to(
-        self, message: Message, client_id: str, send: Callable[[float], Awaitable[object]], timeout: float
+        self,
+        message: Message,
+        client_id: str,
+        send: Callable[[float], Awaitable[object]],
+        timeout: float,
+        deadline: float,
     ) -> ReceivedMessage:
         """Make `message` a request, have it sent by `send(seconds)`, and wait for its reply.
 
-        Raises RequestTimeout when none came within `timeout` seconds, and what `send` raises.
+        `timeout` in seconds, which end at `deadline` of the loop's clock. Raises RequestTimeout when none came by then,
+        and what `send` raises.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
         number = str(uuid.uuid4())
         message.properties[names.CORRELATION_ID] = number
         message.properties[names.REPLY_TO_CLIENT] = client_id
         message.properties[names.TTL] = str(int(timeout * 1000))
         future = self._waiting[number] = loop.create_future()
         try:
-            await send(timeout)  # the reply may be here first
+            await send(max(0.0, deadline - loop.time()))  # the reply may be here first
             return await asyncio.wait_for(future, max(0.0, deadline - loop.time()))
         except asyncio.TimeoutError:
             raise RequestTimeout(

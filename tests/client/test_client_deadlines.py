@@ -13,6 +13,7 @@ import pytest
 from client_helpers import Silent, fresh, until
 
 from rocketq.client import AsyncProducer, Producer
+from rocketq.client.routes import Known
 from rocketq.errors import ConnectFailed, RemotingError, RequestTimeout
 from rocketq.message import Message, MessageQueue
 from rocketq.remoting import blocking
@@ -111,3 +112,26 @@ def test_a_name_server_that_hangs_costs_a_send_its_own_time() -> None:
             thread.join(LONG / 2)
         assert len(failures) == 3
         producer.close()
+
+
+def test_a_name_server_that_hangs_costs_a_request_its_own_time(
+    namesrv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the topic of the replies is still to be found."""
+    topic = fresh("Asked")
+
+    async def main() -> None:
+        async with AsyncProducer("PG", namesrv) as producer:
+            await producer.send(Message(topic, b"makes the topic"))
+            ask = producer.instance._ask
+
+            async def hang(wanted: str) -> Known:
+                if wanted != topic:
+                    await asyncio.Event().wait()
+                return await ask(wanted)
+
+            monkeypatch.setattr(producer.instance, "_ask", hang)
+            with pytest.raises(RequestTimeout, match="where topic DefaultCluster_REPLY_TOPIC is"):
+                await asyncio.wait_for(producer.request(Message(topic, b"x"), timeout=SHORT), LONG / 2)
+
+    asyncio.run(main())
