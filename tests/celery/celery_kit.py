@@ -154,6 +154,8 @@ class Wire:
         self._flows.set()
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        #: attempts to connect while it was cut
+        self.refused = 0
         self._listener = socket.create_server((host, port))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -165,6 +167,7 @@ class Wire:
                 return
             if self._cut.is_set():
                 here.close()
+                self.refused += 1
                 continue
             there = socket.create_connection(("127.0.0.1", self._port))
             with self._lock:
