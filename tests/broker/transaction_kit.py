@@ -59,7 +59,6 @@ class Kit:
         self.broker.transactions.load(None if recovery.clean else recovery.checked_from)
         self.broker.transactions.start()
         self.broker.topics.create_on_send("T", "TBW102", 1)
-        self.broker.saver.save(self.broker.topics)  # else handlers would wait for that
         self.broker.clients.producers[GROUP] = {self.line: None}  # type: ignore[dict-item]
 
     def close(self) -> None:
@@ -112,6 +111,8 @@ class Kit:
 
     def call(self, code: int, ext: dict[str, Any], body: bytes = b"", *, together: bool = False) -> int:
         """`together`: with the next request in one read."""
+        if self.broker.topics.dirty:
+            self.broker.saver.save(self.broker.topics)  # else a handler would wait for that
         self._opaque += 1
         request = Command(code, opaque=self._opaque, ext={k: str(v) for k, v in ext.items()}, body=body)
         answer = self.broker.handlers[code](self.line, request)  # type: ignore[arg-type]
