@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rocketq.record import Record, decode_record
 from rocketq.remoting.command import Command, FrameDecoder, encode_request
 
-SUCCESS, CONSUMER_NOT_ONLINE, TOPIC_NOT_EXIST, QUERY_NOT_FOUND = 0, 206, 17, 22
+SUCCESS, SYSTEM_ERROR, CONSUMER_NOT_ONLINE, TOPIC_NOT_EXIST, QUERY_NOT_FOUND = 0, 1, 206, 17, 22
 
 
 class Server(Protocol):
