@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from typing import Any
 
@@ -20,7 +19,6 @@ class Waker:
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._pid = os.getpid()
         self._out, self._in = map(not_for_children, socket.socketpair())
         self._out.setblocking(False)
         self._in.setblocking(False)
@@ -37,7 +35,7 @@ class Waker:
 
     def close(self) -> None:
         """A child that was forked leaves the loop, which it has in common with its parent, alone."""
-        if self._pid == os.getpid():
+        if self._out.fileno() != -1:  # children have their copies closed as they begin
             self._hub.remove(self._out.fileno())
         self._out.close()
         self._in.close()

@@ -114,7 +114,7 @@ def test_what_others_have_by_now_is_not_begun(tmp_path: Path) -> None:
             wait_until(lambda: worker.said().count("received") == 4, 20, "the worker has all four")
             wires[0].cut()
             # who is back before the broker has given anything out again keeps it
-            wait_until(lambda: wires[0].refused, 20, "the worker has come back too early")
+            wait_until(lambda: wires[0].refused, 20, "the worker has tried to come back")
             wires[0].mend()
             with Worker(here, "threads", name="other", concurrency=8).wait_ready():
                 wait_until(lambda: sum(here.done().values()) == 5, LONG / 2, "all are done, the long one twice")
