@@ -33,6 +33,10 @@ def test_a_measurement_that_others_disturb_is_repeated_and_the_quietest_is_kept(
         made.append(len(made) + 1)
         return {"figure": float(made[-1])}
 
+    # each measurement takes a second of this clock
+    monkeypatch.setitem(
+        run.Run.undisturbed.__globals__, "time", SimpleNamespace(monotonic=lambda: float(len(made)))
+    )
     used = [seconds for each in others for seconds in (0.0, each)]
     monkeypatch.setattr(run.Run, "others_seconds", lambda self, server: used.pop(0))
     benchmark = run.Run([], 1, run.Scale(), tmp_path, busy=0.04, guests_only=True)
