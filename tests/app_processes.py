@@ -42,7 +42,7 @@ class WorkerProcess:
                 raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.output}")
             return self.output.count("rocketq worker ready") >= count
 
-        wait_until(is_ready, what="the worker's ready line")
+        wait_until(is_ready, 60.0, "the worker's ready line")
         return self
 
     def pids(self) -> list[int]:

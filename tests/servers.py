@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +27,30 @@ def wait_until(condition: Callable[[], object], deadline: float = 20.0, what: st
         if time.monotonic() > end:
             raise AssertionError(f"{what} did not come true within {deadline} s")
         time.sleep(0.01)
+
+
+#: Ports below those that the system gives to whoever asks for any port. Each process of the tests has its own of them,
+#: and begins somewhere, as other tests may run on this machine.
+_FIRST = 10_000 + 2500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+_blocks = itertools.cycle(random.sample(range(_FIRST, _FIRST + 2500, 10), 250))
+
+
+def free_port(*offsets: int) -> int:
+    """A free port of 127.0.0.1, with those at the offsets (less than 5) from it, that nobody else is given.
+
+    For what is told its port before it listens, and for what has to come back to the port that it had.
+    """
+    for port in (block + 5 for block in itertools.islice(_blocks, 250)):
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for offset in (0, *offsets):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return port
+    raise AssertionError("no free ports on 127.0.0.1")
+
+
+def lasting_ports() -> dict[str, int]:
+    """Of a server that is started again: `namesrv_port` and `broker_port` for `start_server`."""
+    return {"namesrv_port": free_port(), "broker_port": free_port(-2, 1)}
 
 
 class ServerProcess:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from app_processes import WorkerProcess
-from servers import ServerProcess, start_server, wait_until
+from servers import ServerProcess, lasting_ports, start_server, wait_until
 
 from rocketq import Message, Producer, ReceivedMessage
 from rocketq.client.admin import Admin
@@ -53,31 +53,40 @@ def test_two_workers_that_start_at_once_fire_each_tick_once(
     assert "every 1 s" in worker.output
     worker.wait_lines(4)
     assert worker.stop() == 0
-    ticks = [int(line.split()[0]) for line in worker.lines()]
+    # ticks that are late come at once, and the two processes may call the function in any order then
+    ticks = sorted(int(line.split()[0]) for line in worker.lines())
     assert ticks == list(range(ticks[0], ticks[0] + len(ticks)))
     found = copies(server.namesrv, f"{request.node.name}-beat-ticks")
     assert sum(found.values()) <= len(found) + 1, found  # both may have begun a chain, and then it is one
 
 
 @pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[list[ServerProcess]]:
-    """A server that may be killed: the last one of the list runs."""
-    servers = [start_server(tmp_path / "server")]
+def ports() -> dict[str, int]:
+    return lasting_ports()
+
+
+@pytest.fixture
+def mortal(tmp_path: Path, ports: dict[str, int]) -> Iterator[list[ServerProcess]]:
+    """A server at `ports` that may be killed: the last one of the list runs."""
+    servers = [start_server(tmp_path / "server", **ports)]
     yield servers
     for each in servers:
         each.__exit__(None, None, None)
 
 
 def test_the_chain_survives_killed_workers_and_brokers(
-    make_worker: MakeWorker, mortal: list[ServerProcess], tmp_path: Path, request: pytest.FixtureRequest
+    make_worker: MakeWorker,
+    mortal: list[ServerProcess],
+    ports: dict[str, int],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     worker = make_worker(EVERY_SECOND, "--processes", "2", namesrv=mortal[0].namesrv).ready(2)
     holder = int(worker.wait_lines(2)[-1].split()[1])
     os.kill(holder, signal.SIGKILL)
     wait_until(lambda: worker.lines()[-1].split()[1] != str(holder), 30, "ticks in the other process")
     mortal[0].kill()
-    ports = [int(address.rpartition(":")[2]) for address in (mortal[0].namesrv, mortal[0].broker)]
-    mortal.append(start_server(tmp_path / "server", namesrv_port=ports[0], broker_port=ports[1]))
+    mortal.append(start_server(tmp_path / "server", **ports))
     worker.wait_lines(len(worker.lines()) + 5, deadline=60)
     assert worker.stop() == 0
     # a crash may repeat a tick and its message, but a second chain would show in every tick after it
@@ -146,13 +155,15 @@ def test_a_halt_calls_nobody_and_ticks_of_another_schedule_are_dropped(
     source = "import rocketq.worker.ticks\nrocketq.worker.ticks.HANDED_ON = 1\n" + EVERY_SIX_HOURS
     worker = make_worker(source.replace("MISFIRE", "once").replace("GROUP", "halts")).ready()
     old = every(timedelta(hours=7))
-    send(server.namesrv, "halts", old.next_tick(datetime.now(timezone.utc) - timedelta(hours=7)), old)
-    send(server.namesrv, "halts", datetime.now(timezone.utc) - timedelta(minutes=1), SIX, tag="halt")
+    begun = datetime.now(timezone.utc)
+    send(server.namesrv, "halts", old.next_tick(begun - timedelta(hours=7)), old)
+    send(server.namesrv, "halts", begun - timedelta(minutes=1), SIX, tag="halt")
     wait_until(
         lambda: "its schedule is 'every 25200 s'" in worker.output, what="the other schedule's tick dropped"
     )
     assert worker.stop() == 0
-    assert worker.lines() == []
+    # should a tick be due while the test runs, it is called
+    assert set(worker.lines()) <= {f"{SIX.next_tick(begun):%m-%d %H}"}
 
 
 def test_a_tick_that_fails_is_logged_and_the_next_one_comes(make_worker: MakeWorker) -> None:

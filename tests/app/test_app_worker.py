@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from app_processes import WorkerProcess, alive
-from servers import ServerProcess, start_server, wait_until
+from servers import ServerProcess, free_port, start_server, wait_until
 
 from rocketq import RocketQ
 from rocketq.client.admin import Admin
@@ -380,16 +380,14 @@ def test_an_embedded_server_ends_with_a_worker_that_is_killed(make_worker: MakeW
 
 
 def test_a_worker_waits_for_a_nameserver_that_is_not_there_yet(make_worker: MakeWorker, tmp_path: Path) -> None:
-    with start_server(tmp_path / "a") as first:
-        port = int(first.namesrv.rpartition(":")[2])
-        first.stop()
+    port = free_port()
     worker = make_worker(
         "@app.consumer('early', from_where='FIRST')\ndef work(body: str): write(body)",
         namesrv=f"127.0.0.1:{port}",
     )
     wait_until(lambda: "waiting for" in worker.output, what="the complaint")
-    with start_server(tmp_path / "b", namesrv_port=port) as second:
-        app = RocketQ("tests", second.namesrv)
+    with start_server(tmp_path, namesrv_port=port) as server:
+        app = RocketQ("tests", server.namesrv)
         app.send("early", "x")
         app.close()
         assert worker.wait_lines(1, deadline=60) == ["x"]

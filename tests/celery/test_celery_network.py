@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 from celery_kit import LEASE, LONG, PREFETCH, Site, Wire, Worker
-from servers import start_server, wait_until
+from servers import lasting_ports, start_server, wait_until
 
 _hosts = itertools.count(2)
 
 
 def test_workers_go_on_when_the_broker_was_killed_and_is_back(pool: str, tmp_path: Path) -> None:
-    with start_server(tmp_path / "server") as first:
+    ports = lasting_ports()
+    with start_server(tmp_path / "server", **ports) as first:
         here = Site(f"rocketq://{first.namesrv}", tmp_path, lease=LEASE)
-        ports = [int(address.rpartition(":")[2]) for address in (first.namesrv, first.broker)]
         with Worker(here, pool).wait_ready() as worker:
             here.publish(range(100))
             wait_until(lambda: len(here.done()) > 20, 30, "some are done")
             first.kill()
-            with start_server(tmp_path / "server", namesrv_port=ports[0], broker_port=ports[1]):
+            with start_server(tmp_path / "server", **ports):
                 here.publish(range(100, 130))
                 wait_until(lambda: len(here.done()) == 130, 60, "all are done")
                 assert here.s("add", 1, 2).delay().get(timeout=30) == 3

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from client_helpers import Collector, Silent, fresh, until
-from servers import ServerProcess, start_server
+from servers import ServerProcess, lasting_ports, start_server
 
 from rocketq.client import (
     AsyncProducer,
@@ -511,9 +511,8 @@ def test_a_broker_that_is_killed_forgets_no_lease_and_no_acknowledgement(tmp_pat
         return ConsumeResult.SUCCESS
 
     async def main() -> None:
-        server = start_server(tmp_path / "data")
-        namesrv_port = int(server.namesrv.rpartition(":")[2])
-        broker_port = int(server.broker.rpartition(":")[2])
+        ports = lasting_ports()
+        server = start_server(tmp_path / "data", **ports)
         perhaps_twice: set[str] = set()
         try:
             await publish(server.namesrv, "Killed", *[f"m{n}" for n in range(count)])
@@ -523,9 +522,7 @@ def test_a_broker_that_is_killed_forgets_no_lease_and_no_acknowledgement(tmp_pat
                     await until(lambda share=share: len(seen) >= count // share)
                     done = len(seen)
                     server.kill()
-                    server = await asyncio.to_thread(
-                        start_server, tmp_path / "data", namesrv_port=namesrv_port, broker_port=broker_port
-                    )
+                    server = await asyncio.to_thread(start_server, tmp_path / "data", **ports)
                     # what was held then, and what was done and not acknowledged yet
                     await asyncio.sleep(1.0)
                     perhaps_twice |= in_flight | set(list(seen)[max(0, done - 300) :])

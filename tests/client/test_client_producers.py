@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from client_helpers import Collector, fresh, until
-from servers import ServerProcess, start_server
+from servers import ServerProcess, lasting_ports, start_server
 
 from rocketq.client import AsyncProducer, Producer, PushConsumer
 from rocketq.client.selectors import by_hash
@@ -121,7 +121,9 @@ def test_pipelined_sends_keep_their_order_in_a_queue(server: ServerProcess) -> N
     async def main() -> None:
         async with AsyncProducer("PG", namesrv) as producer:
             queue = (await producer.queues(topic))[1]
-            futures = [producer.send_nowait(Message(topic, b"%d" % n), queue=queue) for n in range(3000)]
+            futures = [
+                producer.send_nowait(Message(topic, b"%d" % n), queue=queue, timeout=60.0) for n in range(3000)
+            ]
             results = await asyncio.gather(*futures)
         offsets = [result.queue_offset for result in results]
         assert offsets == sorted(offsets)
@@ -225,8 +227,8 @@ def test_a_producer_survives_a_restart_of_the_server(tmp_path: Path) -> None:
     config = tmp_path / "broker.conf"
     config.write_text("mappedFileSizeCommitLog=8388608\n")
     options = ("--config", str(config))
-    first = start_server(tmp_path / "data", *options)
-    namesrv_port, broker_port = (int(address.rpartition(":")[2]) for address in (first.namesrv, first.broker))
+    ports = lasting_ports()
+    first = start_server(tmp_path / "data", *options, **ports)
     acknowledged: list[bytes] = []
     failed = 0
 
@@ -254,11 +256,7 @@ def test_a_producer_survives_a_restart_of_the_server(tmp_path: Path) -> None:
             task = asyncio.create_task(load(producer))
             await until(lambda: len(acknowledged) > 50)
             await asyncio.to_thread(first.stop)
-            second = await asyncio.to_thread(
-                lambda: start_server(
-                    tmp_path / "data", *options, namesrv_port=namesrv_port, broker_port=broker_port
-                )
-            )
+            second = await asyncio.to_thread(start_server, tmp_path / "data", *options, **ports)
             with second:
                 before = len(acknowledged)
                 await until(lambda: len(acknowledged) > before + 50, "sends after the restart")

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 from client_helpers import Collector, until
-from servers import ServerProcess, start_server
+from servers import ServerProcess, lasting_ports, start_server
 
 from rocketq.client import AsyncProducer, PushConsumer
 from rocketq.message import Message
-
-
-def port(address: str) -> int:
-    return int(address.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -24,14 +20,10 @@ def test_a_consumer_goes_on_after_the_server_was_away(tmp_path: Path, ordered: b
     config = tmp_path / "broker.conf"
     config.write_text("mappedFileSizeCommitLog=8388608\n")
 
-    def start(namesrv_port: int = 0, broker_port: int = 0) -> ServerProcess:
-        return start_server(
-            tmp_path / "data",
-            "--config",
-            str(config),
-            namesrv_port=namesrv_port,
-            broker_port=broker_port,
-        )
+    ports = lasting_ports()
+
+    def start() -> ServerProcess:
+        return start_server(tmp_path / "data", "--config", str(config), **ports)
 
     async def send(namesrv: str, prefix: str) -> None:
         async with AsyncProducer("PG", namesrv) as producer:
@@ -49,10 +41,10 @@ def test_a_consumer_goes_on_after_the_server_was_away(tmp_path: Path, ordered: b
             await consumer.start()
             await until(lambda: len(set(collector.bodies)) == 40)
             await asyncio.to_thread(getattr(first, end))
-        second = await asyncio.to_thread(start, port(first.namesrv), port(first.broker))
+        second = await asyncio.to_thread(start)
         with second:
             await send(second.namesrv, "b")
-            await until(lambda: len(set(collector.bodies)) == 80, "what was sent after the restart", 45)
+            await until(lambda: len(set(collector.bodies)) == 80, "what was sent after the restart", 60)
             await consumer.close()
         by_queue: dict[int, list[int]] = defaultdict(list)
         for message in collector.messages:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from pathlib import Path
 
-from servers import ServerProcess, wait_until
+from servers import ServerProcess, free_port, wait_until
 
 from rocketq.client import Producer
 from rocketq.client.admin import Admin
@@ -24,17 +25,16 @@ class Brokers:
         self.settings = settings
         self.namesrv = ServerProcess("namesrv", "--port", "0")
         self.running: dict[str, ServerProcess] = {}
-        self.ports: dict[str, str] = {}
+        self.ports: dict[str, int] = defaultdict(lambda: free_port(-2))
 
     def start(self, directory: str, name: str, *settings: str) -> None:
         arguments = ["broker", "--data", str(self.root / directory), "--namesrv", self.namesrv.namesrv]
-        arguments += ["--name", name, "--host", "127.0.0.1", "--port", self.ports.get(directory, "0")]
+        arguments += ["--name", name, "--host", "127.0.0.1", "--port", str(self.ports[directory])]
         shared = ("mappedFileSizeCommitLog=67108864", "haListenPort=0", "slaveReadEnable=true")
         shared += ("maxHashSlotNum=1000", "maxIndexNum=4000")
         for setting in (*shared, *settings):
             arguments += ["--set", setting]
-        broker = self.running[directory] = ServerProcess(*arguments)
-        self.ports[directory] = broker.broker.rpartition(":")[2]
+        self.running[directory] = ServerProcess(*arguments)
 
     def start_all(self) -> None:
         self.start("a", "broker-a", *self.settings)

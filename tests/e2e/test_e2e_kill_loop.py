@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess, start_server, wait_until
+from servers import ServerProcess, lasting_ports, start_server, wait_until
 
 from rocketq.client import Producer, PushConsumer
 from rocketq.errors import RocketQError
@@ -90,14 +90,13 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed_in_a_loop(tmp_pa
     config = tmp_path / "broker.conf"
     config.write_text(f"flushDiskType={flush}\nmappedFileSizeCommitLog=1048576\n")
 
-    def start(namesrv_port: int = 0, broker_port: int = 0) -> ServerProcess:
-        return start_server(
-            tmp_path / "data", "--config", str(config), namesrv_port=namesrv_port, broker_port=broker_port
-        )
+    ports = lasting_ports()
+
+    def start() -> ServerProcess:
+        return start_server(tmp_path / "data", "--config", str(config), **ports)
 
     server = start()
     namesrv = server.namesrv
-    ports = int(namesrv.rsplit(":", 1)[1]), int(server.broker.rsplit(":", 1)[1])
     with Producer("create", namesrv) as producer:
         producer.send(Message(TOPIC, b"x:0"))  # creates the topic with four queues
     load = Load(namesrv)
@@ -108,7 +107,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed_in_a_loop(tmp_pa
             goal = len(load.acknowledged) + chance.randrange(150, 400)
             wait_until(lambda goal=goal: len(load.acknowledged) >= goal, 60, f"{goal} acknowledged sends")
             server.kill()
-            server = start(*ports)
+            server = start()
         load.finish()
         wait_until(lambda: load.acknowledged <= drain.names, 60, "every acknowledged message was consumed")
         for queue, numbers in drain.seen.items():

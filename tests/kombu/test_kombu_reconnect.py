@@ -13,7 +13,7 @@ import kombu
 import pytest
 from kombu.asynchronous.hub import Hub
 from kombu_kit import Network, consuming, publish, turn_until
-from servers import ServerProcess, start_server
+from servers import ServerProcess, lasting_ports, start_server
 
 from rocketq.client.pop_calls import change_request, read_change
 from rocketq.errors import RemotingError
@@ -61,27 +61,30 @@ def is_settled(connection: kombu.Connection, message: Any) -> bool:
 
 def test_a_broker_that_was_killed_is_used_again_when_it_is_back(hub: Hub | None, tmp_path: Path) -> None:
     queue = queue_named("killed")
-    with ThreadPoolExecutor() as pool, start_server(tmp_path) as first:
-        ports = [int(address.rpartition(":")[2]) for address in (first.namesrv, first.broker)]
-        with kombu.Connection(f"rocketq://{first.namesrv}", transport_options={"lease": LEASE}) as connection:
-            publish(connection, queue, "before", "in hand")
-            with consuming(connection, queue, prefetch=10, ack=False) as got:
-                if hub is not None:
-                    connection.register_with_event_loop(hub)
-                assert turn_until(connection, lambda: len(got) == 2, hub=hub)
-                first.kill()
-                got[0][1].ack()  # while there is nobody to tell
-                assert not turn_until(connection, lambda: len(got) > 2, timeout=0.5, hub=hub)
-                starting = pool.submit(start_server, tmp_path, namesrv_port=ports[0], broker_port=ports[1])
-                assert turn_until(connection, starting.done, timeout=30, hub=hub)
-                with starting.result() as second:
-                    with kombu.Connection(f"rocketq://{second.namesrv}") as other:
-                        publish(other, queue, "after")
-                    assert turn_until(connection, lambda: len(got) > 2, timeout=30, hub=hub)
-                    assert [body for body, _ in got[2:]] == ["after"]
-                    assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=15, hub=hub)
-                    got[1][1].ack()
-                    assert turn_until(connection, lambda: is_settled(connection, got[1][1]), timeout=15, hub=hub)
+    ports = lasting_ports()
+    with (
+        ThreadPoolExecutor() as pool,
+        start_server(tmp_path, **ports) as first,
+        kombu.Connection(f"rocketq://{first.namesrv}", transport_options={"lease": LEASE}) as connection,
+    ):
+        publish(connection, queue, "before", "in hand")
+        with consuming(connection, queue, prefetch=10, ack=False) as got:
+            if hub is not None:
+                connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: len(got) == 2, hub=hub)
+            first.kill()
+            got[0][1].ack()  # while there is nobody to tell
+            assert not turn_until(connection, lambda: len(got) > 2, timeout=0.5, hub=hub)
+            starting = pool.submit(start_server, tmp_path, **ports)
+            assert turn_until(connection, starting.done, timeout=30, hub=hub)
+            with starting.result() as second:
+                with kombu.Connection(f"rocketq://{second.namesrv}") as other:
+                    publish(other, queue, "after")
+                assert turn_until(connection, lambda: len(got) > 2, timeout=30, hub=hub)
+                assert [body for body, _ in got[2:]] == ["after"]
+                assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=15, hub=hub)
+                got[1][1].ack()
+                assert turn_until(connection, lambda: is_settled(connection, got[1][1]), timeout=15, hub=hub)
 
 
 def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(

@@ -6,13 +6,10 @@ first tier: these processes live for seconds and the machine has two cores.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from servers import free_port
 from wire import SYSTEM_ERROR, call, wait_until
 
 HERE = Path(__file__).parent
@@ -93,22 +91,6 @@ def jars(kind: str, version: str) -> Path:
     return made_once(f"{kind}-{version}", fetch)
 
 
-def free_ports(*offsets: int) -> int:
-    """A port that is free, and free as well at each of the offsets from it.
-
-    Below those that the system gives to whoever asks for any port, so that none is gone when its server starts.
-    """
-    for port in random.sample(range(10_000, 32_000), 200):
-        with contextlib.ExitStack() as held:
-            try:
-                for offset in (0, *offsets):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            except OSError:
-                continue
-            return port
-    raise PeerMissing("no free ports on 127.0.0.1")
-
-
 def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
     """Ends a process of ours, and kills it when it does not follow within 20 seconds."""
     if process.poll() is None:
@@ -150,7 +132,7 @@ class Apache:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._own_namesrv:
             self.start_namesrv()
-        broker_port = free_ports(-2, 1)
+        broker_port = free_port(-2, 1)
         self.broker = f"127.0.0.1:{broker_port}"
         self._java(
             "Broker",
@@ -187,7 +169,7 @@ class Apache:
     def start_namesrv(self) -> str:
         """The NameServer alone; gives its address."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        port = free_ports()
+        port = free_port()
         self.namesrv = f"127.0.0.1:{port}"
         self._java(
             "NameServer",

@@ -26,30 +26,34 @@ def _program() -> tuple[str, ...]:
 
 
 class Rocketq:
-    """`rocketq server` on free ports of loopback, with the given `broker.conf` properties."""
+    """`rocketq server` on loopback, with the given `broker.conf` properties; ports 0 are others at each start."""
 
     kind = "rocketq"
 
-    def __init__(self, directory: Path, *, config: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        config: dict[str, object] | None = None,
+        namesrv_port: int = 0,
+        broker_port: int = 0,
+    ) -> None:
         self.directory = directory
         self.data = directory / "data"
         #: Where the broker keeps what Apache's keeps under storePathRootDir.
         self.store = self.data / "broker-0"
         self.namesrv = self.broker = ""
         self._config = {"brokerName": "broker-a", **(config or {})}
+        self._ports = ("--namesrv-port", str(namesrv_port), "--broker-port", str(broker_port))
         self._process: ServerProcess | None = None
 
-    def start(self, *, same_ports: bool = False) -> Rocketq:
-        """Returns when the server has printed its ready line. `same_ports`: where it was before it was stopped."""
+    def start(self) -> Rocketq:
+        """Returns when the server has printed its ready line."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "broker.conf"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._config.items()))
-        namesrv, broker = (
-            address.rpartition(":")[2] if same_ports else "0" for address in (self.namesrv, self.broker)
-        )
-        ports = ("--namesrv-port", namesrv, "--broker-port", broker)
         self._process = ServerProcess(
-            "server", "--data", self.data, "--config", config, *ports, program=_program()
+            "server", "--data", self.data, "--config", config, *self._ports, program=_program()
         )
         self.namesrv, self.broker = self._process.namesrv, self._process.broker
         return self

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apache import Apache, PeerMissing, free_ports, missing
+from apache import Apache, PeerMissing, missing
 from peer import Peer
 from scenarios import bodies, plain
-from servers import ServerProcess
+from servers import ServerProcess, free_port
 from wire import call, create_topic, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -32,7 +32,7 @@ class Ours:
         self._namesrv = None if namesrv else ServerProcess("namesrv", "--port", "0")
         self.namesrv = namesrv or (self._namesrv.namesrv if self._namesrv else "")
         arguments = ["broker", "--data", self.store, "--namesrv", self.namesrv, "--name", "broker-a"]
-        arguments += ["--host", "127.0.0.1", "--port", str(free_ports(-2, 1))]
+        arguments += ["--host", "127.0.0.1", "--port", str(free_port(-2, 1))]
         shared = {"mappedFileSizeCommitLog": FILE, "maxHashSlotNum": 1000, "maxIndexNum": 4000}
         for key, value in (shared | settings).items():
             arguments += ["--set", f"{key}={value}"]

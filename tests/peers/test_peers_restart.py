@@ -9,6 +9,7 @@ import pytest
 from ours import Rocketq
 from peer import Peer
 from scenarios import bodies, plain
+from servers import lasting_ports
 from wire import create_topic, wait_until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -22,7 +23,7 @@ MAKES = ["java-5.4.0", "rocketq"]
 def test_clients_go_on_when_the_server_was_killed_and_is_back(
     client: GetClient, tmp_path: Path, name: str
 ) -> None:
-    server = Rocketq(tmp_path / "rocketq").start()
+    server = Rocketq(tmp_path / "rocketq", **lasting_ports()).start()
     try:
         topics = {make: create_topic(server, f"{name}_{number}") for number, make in enumerate(MAKES)}
         consumers = {make: client(make).consume(server, topic, f"G_{topic}") for make, topic in topics.items()}
@@ -31,7 +32,7 @@ def test_clients_go_on_when_the_server_was_killed_and_is_back(
         for consumer in consumers.values():
             consumer.wait(30)
         server.kill()
-        server.start(same_ports=True)
+        server.start()
         for make, topic in topics.items():
             for message in plain(30, "after"):
 
