@@ -181,14 +181,15 @@ class Browser:
     def between(
         self, topic: str, since: int = 0, until: int | None = None, wanted: Wanted = Wanted()
     ) -> Iterator[ReceivedMessage]:
-        """The messages of a topic stored in [since, until) ms, in the order of their store times.
+        """The messages of a topic stored in [since, until) ms, in the order of their store times; those that a broker
+        stored in the same ms in its own order.
 
         Raises RocketQError at once when the brokers cannot read the SQL92 expression.
         """
         if wanted.sql:
             self._check_sql(topic, wanted.sql)
         parts = [self._timed(queue, since, until, wanted) for queue in self.queues(topic)]
-        return heapq.merge(*parts, key=lambda message: message.store_timestamp)
+        return heapq.merge(*parts, key=lambda message: (message.store_timestamp, message.physical_offset))
 
     def _check_sql(self, topic: str, expression: str) -> None:
         """To be asked first: in a pull Apache's brokers take a bad expression for one that everything matches."""

@@ -22,10 +22,10 @@ def cli(server):
 
 def test_a_message_waits_for_its_time_and_can_be_recalled_until_then(cli):
     cli.topic("Timed")
-    gone = cli("send", "Timed", "gone", "--delay", "1500ms", "--json")
-    cli("send", "Timed", "kept", "--delay", "1500ms")
     far = cli("send", "Timed", "far", "--at", "2099-01-01T00:00:00Z", "--json")
     assert RecallHandle.decode(far["recall_handle"]).due == 4_070_908_800_000
+    gone = cli("send", "Timed", "gone", "--delay", "4000ms", "--json")
+    cli("send", "Timed", "kept", "--delay", "4000ms")
     assert gone["message_id"] in cli("message", "recall", gone["recall_handle"])[0]
     assert cli.bodies("Timed") == []
     wait_until(lambda: cli.bodies("Timed") == ["kept"], 20, "the message that was not recalled")

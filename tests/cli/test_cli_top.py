@@ -54,11 +54,20 @@ def test_a_look_shows_what_goes_in_and_out(cli):
             sent += 1
             cli.browser.commit("Busy-G", queue, sent // 2)
 
+    seen, lines = {}, []
+
+    def both_were_seen():
+        """A busy machine may not have let `work` do enough while the command looked."""
+        seen.update(cli("top", "--once", "--interval", "0.5", "--json"))
+        lines[:] = cli("top", "--once", "--interval", "0.2", "--rows", "1")
+        busy = next((row["in_tps"] for row in seen["topics"] if row["topic"] == "Busy"), None)
+        done = next((row["out_tps"] for row in seen["groups"] if row["group"] == "Busy-G"), None)
+        return busy and done and done < busy and lines[1].split()[0] == "Busy"
+
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        seen = cli("top", "--once", "--interval", "0.5", "--json")
-        lines = cli("top", "--once", "--interval", "0.2", "--rows", "1")
+        wait_until(both_were_seen, 60, "what goes in and half of it out")
     finally:
         stop.set()
         thread.join()

@@ -319,15 +319,15 @@ def test_long_work_keeps_its_lease_and_nobody_else_gets_it(namesrv: str) -> None
 
         async def slow(messages: list[ReceivedMessage]) -> HandlerResult:
             begun.append(messages[0].body.decode())
-            await asyncio.sleep(3.0)  # thrice the lease
+            await asyncio.sleep(6.0)  # more than twice the lease
             return ConsumeResult.SUCCESS
 
         await publish(namesrv, topic, "one", "two")
         other = Collector()
-        async with consumer_of(namesrv, group, topic, slow, lease=1.0):
+        async with consumer_of(namesrv, group, topic, slow, lease=2.5):
             await until(lambda: len(begun) == 2)
-            async with consumer_of(namesrv, group, topic, other, lease=1.0):
-                await asyncio.sleep(2.5)
+            async with consumer_of(namesrv, group, topic, other, lease=2.5):
+                await asyncio.sleep(5.5)
         assert sorted(begun) == ["one", "two"]
         assert other.messages == []
         async with consumer_of(namesrv, group, topic, other):
@@ -357,7 +357,7 @@ def test_who_stops_gives_back_what_was_not_begun(namesrv: str) -> None:
         closing = asyncio.create_task(first.close())
         other = Collector()
         async with consumer_of(namesrv, group, topic, other):
-            await until(lambda: len(other.messages) == 6, deadline=10.0)
+            await until(lambda: len(other.messages) == 6)
             assert {message.attempt for message in other.messages} == {1}
             holding.set()
             assert await closing
