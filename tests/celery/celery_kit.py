@@ -21,7 +21,7 @@ from servers import wait_until
 HERE = Path(__file__).parent
 POOLS = ["prefork", "threads", "solo", "gevent"]
 #: Seconds, for tests of what happens when one ends, and of what happens long before.
-LEASE, LONG = 2.0, 120.0
+LEASE, LONG = 4.0, 120.0
 #: Unsettled tasks that a worker may have: `worker_prefetch_multiplier` times its concurrency.
 PREFETCH = 8
 
@@ -103,7 +103,7 @@ class Worker:
             assert self.process.poll() is None, f"the worker ended\n{self.said()}"
             return f"{self.name} ready" in self.said()
 
-        wait_until(ready, 40, f"{self.name} is ready")
+        wait_until(ready, 100, f"{self.name} is ready")
         return self
 
     def kill(self) -> None:

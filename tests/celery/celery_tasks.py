@@ -37,7 +37,7 @@ app.config_from_object(settings(os.environ))
 
 def note(name: str, number: object, what: str) -> None:
     with open(os.environ["CELERY_TEST_JOURNAL"], "a") as journal:
-        journal.write(f"{name} {number} {what} {time.time():.3f} {os.getpid()}\n")
+        journal.write(f"{name} {number} {what} {time.time():.6f} {os.getpid()}\n")
 
 
 @app.task

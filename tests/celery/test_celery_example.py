@@ -44,7 +44,7 @@ def test_the_project_runs_with_a_worker(server: ServerProcess, tmp_path: Path, l
             stderr=output,
         )
     try:
-        wait_until(lambda: " ready." in log.read_text(), 40, "the worker is ready")
+        wait_until(lambda: " ready." in log.read_text(), 100, "the worker is ready")
         said = run(url, "shop.py").splitlines()
     finally:
         worker.terminate()

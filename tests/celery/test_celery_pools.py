@@ -50,12 +50,12 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_the_rest_back(site: Callable[.
         """Whether the worker, and not only its child, knows that the long one has begun: what it does not know to
         have begun Celery forgets, on any broker, and it runs again."""
         begun = len(here.lines("work", "begin")) == 2
-        active = here.app.control.inspect(timeout=1.0).active if pool == "prefork" and begun else None
+        active = here.app.control.inspect(timeout=5, limit=1).active if pool == "prefork" and begun else None
         return begun and (active is None or any((active() or {}).values()))
 
     with Worker(here, pool, concurrency=1).wait_ready() as worker:
         for number in range(20):
-            here.s("work", number, 3.0 if number == 1 else 0.0).delay()
+            here.s("work", number, 6.0 if number == 1 else 0.0).delay()
         wait_until(runs, 20, "the long one runs")
         assert worker.stop() == 0
         assert "1" in here.done()

@@ -21,12 +21,13 @@ def test_tasks_with_an_eta_wait_in_the_broker_and_come_on_time(site: Callable[..
         here.s("work", "year").apply_async(countdown=365 * 86400)
         here.s("work", "now").apply_async()
         wait_until(lambda: "now" in here.done(), 20, "the one without an eta")
-        inspect = here.app.control.inspect(timeout=5, limit=1)
+        inspect = here.app.control.inspect(timeout=30, limit=1)
         scheduled = inspect.scheduled()["w@test"]  # the worker asks the broker
         assert scheduled[-1]["request"]["args"] == ["year"]
         etas = [one["eta"] for one in scheduled]
         assert etas == sorted(etas)
-        command = [sys.executable, "-m", "celery", "-b", here.url, "inspect", "scheduled", "-j", "-t", "5"]
+        command = [sys.executable, "-m", "celery", "-b", here.url, "inspect", "scheduled", "-j", "-d", "w@test"]
+        command += ["-t", "30"]  # unless it answers sooner
         told = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert "'year'" in told.stdout or '"year"' in told.stdout, told
         wait_until(lambda: len(here.done()) == 3, 20, "those that are due")

@@ -29,4 +29,4 @@ def url(server: ServerProcess) -> str:
 @pytest.fixture
 def late() -> float:
     """Seconds that the machine may take beyond the end of a lease."""
-    return 2.0
+    return 10.0

@@ -58,7 +58,7 @@ def publish(connection: kombu.Connection, queue: kombu.Queue, *bodies: Any, **op
 
 
 def turn_until(
-    connection: kombu.Connection, done: Callable[[], object], timeout: float = 10.0, hub: Hub | None = None
+    connection: kombu.Connection, done: Callable[[], object], timeout: float = 30.0, hub: Hub | None = None
 ) -> bool:
     """Drain events, or run the hub, until `done`; False when it did not come true in time."""
     deadline = time.monotonic() + timeout

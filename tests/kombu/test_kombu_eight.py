@@ -26,7 +26,7 @@ import sys, kombu, rocketq_kombu
 url, queue = sys.argv[1:]
 def hold(body, message):
     print("got", body, flush=True)
-with kombu.Connection(url, transport_options={"lease": 1}) as connection:
+with kombu.Connection(url, transport_options={"lease": 3}) as connection:
     with connection.Consumer([kombu.Queue(queue, routing_key=queue)], callbacks=[hold], prefetch_count=1):
         print("ready", flush=True)
         while True:
@@ -101,7 +101,7 @@ def test_1_celerys_event_loop_drives_the_raw_sockets_without_blocking_and_withou
             publish(connection, queue, 1, 2)
             # Apache's broker may overlook a long poll that comes together with the message it waits for
             assert turn_until(connection, lambda: len(got) == 3, timeout=10 * late, hub=hub)
-        assert threading.enumerate() == threads
+        assert not set(threading.enumerate()) - set(threads)
     assert not hub.readers, "it leaves nothing behind in the loop"
     hub.close()
 
@@ -148,9 +148,10 @@ def eta(seconds: float) -> dict[str, str]:
 def test_4_an_eta_of_any_length_waits_in_the_broker_and_can_be_cancelled(url: str) -> None:
     queue = queue_named("later")
     with kombu.Connection(url) as connection:
-        due = time.time() + 3
-        publish(connection, queue, "soon", headers={**eta(3), "id": "s"})
-        publish(connection, queue, "cancelled", headers={**eta(3.1), "id": "c"})
+        queue(connection.default_channel).declare()  # which may take as long as the times below
+        due = time.time() + 4
+        publish(connection, queue, "soon", headers={**eta(4), "id": "s"})
+        publish(connection, queue, "cancelled", headers={**eta(4.1), "id": "c"})
         publish(connection, queue, "in years", headers={**eta(3 * 365 * 86400), "id": "y"})
         assert cancel(connection, "c", "later")
         assert cancel(connection, "y", "later")
@@ -218,11 +219,9 @@ def test_6_a_short_lease_holds_for_a_long_task_and_ends_with_its_worker(url: str
         with Script(HOLD, url, "lease") as worker:
             assert [worker.line(), worker.line()] == ["ready", "got work"]
             with consuming(connection, queue) as got:
-                assert not turn_until(connection, lambda: got, timeout=2.5), "the lease of 1 s is renewed"
+                assert not turn_until(connection, lambda: got, timeout=7), "the lease of 3 s is renewed"
                 worker.kill()
-                killed = time.monotonic()
-                assert turn_until(connection, lambda: got)
-                assert time.monotonic() - killed < 1 + late
+                assert turn_until(connection, lambda: got, timeout=3 + late)
                 assert got[0][1].delivery_info["redelivered"]
 
 
@@ -291,6 +290,8 @@ def test_8_queues_are_counted_emptied_deleted_and_looked_up_exactly(url: str, la
             publish(connection, queue, number, priority=number)
         publish(connection, queue, "keyed", sharding_key="k")
         publish(connection, queue, "later", headers=eta(3600))
+        # Apache's broker tells the publisher before it counts a message
+        wait_until(lambda: channel._size("exact") >= 8, what="what was published is there")
         assert channel._size("exact") == 8, "what waits for its time is not there yet"
         assert elsewhere.queue_declare("exact", passive=True).message_count == 8
         with consuming(connection, queue, prefetch=1) as got:
@@ -318,7 +319,8 @@ def test_8_a_limited_queue_keeps_its_newest_messages_whoever_declared_it(url: st
             assert [body for body, _ in got] == [7, 8, 9]
         other.default_channel.queue_delete("limited")
         publish(other, queue_named("limited"), *range(10))
-        assert connection.default_channel._size("limited") == 10, "the limit went with the queue"
+        # the limit went with the queue
+        wait_until(lambda: connection.default_channel._size("limited") == 10, what="all ten are there")
 
 
 def test_yesterdays_tasks_of_one_name_run_again(server: ServerProcess) -> None:
@@ -332,7 +334,7 @@ def test_yesterdays_tasks_of_one_name_run_again(server: ServerProcess) -> None:
                 server,
                 *("replay", "-t", "again|q", "-g", "again|q", "--since", "1h ago", "--tag", "tasks.mail", "--yes"),
             )
-            assert turn_until(connection, lambda: len(got) == 5, timeout=5)
+            assert turn_until(connection, lambda: len(got) == 5)
             assert [body for body, _ in got[3:]] == [0, 2]
             assert not turn_until(connection, lambda: len(got) > 5, timeout=0.2)
         assert connection.default_channel._size("q") == 0

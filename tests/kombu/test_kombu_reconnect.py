@@ -82,9 +82,9 @@ def test_a_broker_that_was_killed_is_used_again_when_it_is_back(hub: Hub | None,
                     publish(other, queue, "after")
                 assert turn_until(connection, lambda: len(got) > 2, timeout=30, hub=hub)
                 assert [body for body, _ in got[2:]] == ["after"]
-                assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=15, hub=hub)
+                assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=30, hub=hub)
                 got[1][1].ack()
-                assert turn_until(connection, lambda: is_settled(connection, got[1][1]), timeout=15, hub=hub)
+                assert turn_until(connection, lambda: is_settled(connection, got[1][1]), timeout=30, hub=hub)
 
 
 def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
@@ -111,7 +111,7 @@ def test_a_cut_without_a_word_is_noticed_and_what_was_settled_meanwhile_counts(
             # a broker that still held the request of before gave it to that: then it comes after a lease
             assert turn_until(connection, lambda: len(got) > 2, timeout=LEASE + 30, hub=hub)
             assert [body for body, _ in got] == [1, 2, 3]
-            assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=15, hub=hub)
+            assert turn_until(connection, lambda: is_settled(connection, got[0][1]), timeout=30, hub=hub)
     finally:
         connection.close()
         network.close()
@@ -163,7 +163,8 @@ def test_the_event_loop_is_not_held_up_by_a_broker_that_does_not_answer(url: str
             hub.call_repeatedly(0.05, lambda: ticks.append(time.monotonic()))
             turn_until(connection, lambda: len(ticks) >= 20, hub=hub)
             assert not got
-            assert max(after - before for before, after in itertools.pairwise(ticks)) < 1.0
+            # a busy machine may hold it up as well, but not for as long as that broker does
+            assert max(after - before for before, after in itertools.pairwise(ticks)) < 5.0
     hub.close()
     network.close()
 
