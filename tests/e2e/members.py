@@ -19,7 +19,7 @@ from rocketq.client import PopConsumer, PullConsumer, PushConsumer
 from rocketq.message import MessageQueue, ReceivedMessage
 
 #: Seconds of a lease of POP, and calls of the handler that run at once.
-LEASE = 2.0
+LEASE = 3.0
 CONCURRENCY = 4
 #: Ordered members ask for their locks so often, and count on them for so long (ms).
 LOCKS = {

@@ -103,8 +103,10 @@ async def fails_in_time(send: Awaitable[Any], timeout: float) -> None:
 def test_clients_go_on_when_the_network_is_back(tmp_path: Path) -> None:
     members: dict[str, MemberProcess] = {}
     load: Load | None = None
+    refused = 0.0  # seconds
 
     async def faults(servers: Apart, load: Load) -> None:
+        nonlocal refused
         message = Message(TOPIC, b"x")
         with Producer("blocking", servers.address) as blocking:
             async with AsyncProducer("async", servers.address) as producer:
@@ -136,8 +138,10 @@ def test_clients_go_on_when_the_network_is_back(tmp_path: Path) -> None:
                 await probe()
                 await consumed("c")
                 servers.cut()
+                begun = time.monotonic()
                 await fail()
                 servers.heal()
+                refused = time.monotonic() - begun
                 await consumed("d")
                 servers.forget()  # nobody tells the clients that their connections are no more
                 begun = time.monotonic()
@@ -161,8 +165,8 @@ def test_clients_go_on_when_the_network_is_back(tmp_path: Path) -> None:
                 wait_until(lambda m=member: m.seen, 60, "members consume")
             asyncio.run(faults(servers, load))
             load.finish()
-            # each fault costs the sends that are under way, and those until it is healed
-            assert len(load.errors) <= 40, load.errors
+            # each fault costs the sends that are under way, and those until it is healed: ten a second while refused
+            assert len(load.errors) <= 30 + 10 * refused, load.errors
             for kind, member in members.items():
                 wait_until(lambda m=member: set(load.sent) <= set(m.seen), 60, f"{kind} gets everything")
                 twice = sum(count - 1 for count in Counter(member.seen).values())
@@ -217,9 +221,12 @@ def test_a_broker_forgets_clients_that_vanish_without_a_word(tmp_path: Path) -> 
             sys.stdout.write(f"closed within {time.monotonic() - begun:.1f} s\n")
             with Admin(servers.address) as admin:
                 for kind in KINDS:
-                    group = admin.group_members(kind)
-                    assert group is not None
-                    assert len(group.connection_set) == 1, "the one that vanished is no member"
+
+                    def members_of(kind: str = kind) -> int:
+                        group = admin.group_members(kind)
+                        return len(group.connection_set) if group is not None else 0
+
+                    wait_until(lambda: members_of() == 1, 20, "the one that vanished is no member")
         finally:
             if load is not None:
                 load.finish()

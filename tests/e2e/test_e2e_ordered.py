@@ -132,15 +132,16 @@ def test_each_key_keeps_its_order_when_workers_come_and_one_is_killed(
         try:
             with worker() as first, worker() as second, worker() as third:
                 first.ready(3)
-                wait_until(lambda: len(workers()) == 3, 40.0, what="three workers work")
+                wait_until(lambda: len(workers()) == 3, 60.0, what="three workers work")
                 victim = lines(folder)[-1].pid
                 os.kill(victim, signal.SIGKILL)
                 wait_until(
                     lambda: workers() == {first.process.pid, second.process.pid, third.process.pid} - {victim},
-                    what="two workers work",
+                    60.0,
+                    "two workers work",
                 )
                 with worker() as fourth:
-                    wait_until(lambda: fourth.process.pid in workers(), 40.0, what="a fourth worker works")
+                    wait_until(lambda: fourth.process.pid in workers(), 60.0, what="a fourth worker works")
                     steps = sender.finish()
                     wait_until(lambda: done() == KEYS * steps, 60.0, what="everything is done")
                     for process in (first, second, third, fourth):

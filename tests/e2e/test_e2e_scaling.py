@@ -45,7 +45,7 @@ class Sender:
             while not self._stop.is_set():
                 number += 1
                 try:
-                    result = producer.send(Message(TOPIC, str(number).encode()), timeout=3.0)
+                    result = producer.send(Message(TOPIC, str(number).encode()), timeout=30.0)
                 except RocketQError as error:
                     self.failures.append(error)
                 else:

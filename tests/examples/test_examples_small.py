@@ -67,10 +67,14 @@ def test_an_example_works_with_its_worker(
     with log.open("wb") as out:
         worker = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path)
     try:
-        wait_until(lambda: "rocketq worker ready" in log.read_text(), what="ready")
-        if name == "broadcast.py":
-            run_example(name, server)
-        wait_until(lambda: len(set(re.findall(f".*{expected}", log.read_text()))) >= count, 40, expected)
+        wait_until(lambda: "rocketq worker ready" in log.read_text(), 60, "ready")
+
+        def done() -> bool:
+            if name == "broadcast.py":  # a worker hears what comes after it has asked where the queues end
+                run_example(name, server)
+            return len(set(re.findall(f".*{expected}", log.read_text()))) >= count
+
+        wait_until(done, 60, expected)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{log.read_text()}") from None
     finally:
