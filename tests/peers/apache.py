@@ -60,7 +60,10 @@ def tool(name: str) -> str:
 
 def run(command: list[str], **options: object) -> None:
     """Runs a build command; what it said is part of the error when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)  # type: ignore[call-overload]
+    except subprocess.TimeoutExpired as error:
+        raise PeerMissing(str(error)) from None
     if done.returncode:
         raise PeerMissing(
             f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
@@ -92,11 +95,11 @@ def jars(kind: str, version: str) -> Path:
 
 
 def end(process: subprocess.Popen[bytes], how: int = signal.SIGTERM) -> None:
-    """Ends a process of ours, and kills it when it does not follow within 20 seconds."""
+    """Ends a process of ours, and kills it when it does not follow within a minute (Apache's broker takes 15 s)."""
     if process.poll() is None:
         process.send_signal(how)
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(20)

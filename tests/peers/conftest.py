@@ -14,11 +14,17 @@ from pathlib import Path
 import pytest
 from apache import Apache, PeerMissing, missing
 from ours import RECORD, Rocketq, record_parts
-from peer import Peer, start_client
+from peer import Peer, fetch, start_client
 from recording import merge
 from wire import Server
 
 _numbers = itertools.count(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before the first test: downloads are no part of the time that a test may take."""
+    if not session.config.option.collectonly and any(item.get_closest_marker("peer") for item in session.items):
+        fetch()
 
 
 @pytest.fixture(scope="session")

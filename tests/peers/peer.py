@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from apache import HERE, JVM, SERVER_VERSION, end, jars, made_once, run, tool
-from wire import Server, wait_until
+from apache import CLIENT_VERSIONS, HERE, JVM, SERVER_VERSION, PeerMissing, end, jars, made_once, run, tool
+from wire import Server, wait_in_queues, wait_until
 
 CLIENTS = ["java-4.9.8", "java-5.4.0", "go", "rocketq"]
 _numbers = itertools.count(1)
@@ -133,6 +133,8 @@ class Peer:
         results: list[dict[str, Any]] = self.ask(
             "send", namesrv=server.namesrv, topic=topic, messages=packed, how=how
         )
+        if server.kind == "apache" and not any("delay" in message for message in packed):
+            wait_in_queues(server, topic, [result for result in results if "queue" in result])
         return results
 
     def consume(self, server: Server, topic: str, group: str, **options: Any) -> Consumption:
@@ -188,9 +190,8 @@ VARIANTS = {
 }
 
 
-def java_peer(version: str, directory: Path, *, kind: str = "client", variant: str = "") -> Peer:
-    """The Java client of that version; of kind "server" it has mqadmin as well."""
-    libraries = jars(kind, version)
+def java_classes(version: str, libraries: Path) -> Path:
+    """Our Java classes, compiled against the jars of that version."""
     sources = sorted((HERE / "java").glob("*.java"))
     if not version.startswith("4."):
         sources += sorted((HERE / "java" / "v5").glob("*.java"))
@@ -199,7 +200,13 @@ def java_peer(version: str, directory: Path, *, kind: str = "client", variant: s
     def compiled(into: Path) -> None:
         run([tool("javac"), "-nowarn", "-cp", f"{libraries}/*", "-d", str(into), *map(str, sources)])
 
-    classes = made_once(f"classes-{version}-{zlib.crc32(text):08x}", compiled)
+    return made_once(f"classes-{version}-{zlib.crc32(text):08x}", compiled)
+
+
+def java_peer(version: str, directory: Path, *, kind: str = "client", variant: str = "") -> Peer:
+    """The Java client of that version; of kind "server" it has mqadmin as well."""
+    libraries = jars(kind, version)
+    classes = java_classes(version, libraries)
     settings = {
         "user.home": directory,
         "rocketmq.client.logRoot": directory,
@@ -217,14 +224,18 @@ def java_peer(version: str, directory: Path, *, kind: str = "client", variant: s
     return Peer("-".join(filter(None, ("java", kind, version, variant))), command, directory)
 
 
-def go_peer(directory: Path, *, variant: str = "") -> Peer:
+def go_program() -> Path:
     source = HERE / "go"
     text = "".join((source / name).read_text() for name in ("main.go", "go.mod", "go.sum"))
 
     def built(into: Path) -> None:
         run([tool("go"), "build", "-o", str(into), "."], cwd=source)
 
-    binary = made_once(f"go-peer-{zlib.crc32(text.encode()):08x}", built)
+    return made_once(f"go-peer-{zlib.crc32(text.encode()):08x}", built)
+
+
+def go_peer(directory: Path, *, variant: str = "") -> Peer:
+    binary = go_program()
     environment = {"HOME": str(directory), "ROCKETMQ_GO_LOG_LEVEL": "error"}
     if variant == "acl":
         environment |= {"PEER_ACCESS_KEY": ACCESS_KEY, "PEER_SECRET_KEY": SECRET_KEY}
@@ -235,6 +246,17 @@ def rocketq_peer(directory: Path, *, variant: str = "") -> Peer:
     """Our client."""
     command = [sys.executable, str(HERE / "rocketq_peer.py"), variant]
     return Peer("-".join(filter(None, ("rocketq", variant))), command, directory, {"HOME": str(directory)})
+
+
+def fetch() -> None:
+    """Download and build what all peers need; what cannot be had is left to the tests that ask for it."""
+    with contextlib.suppress(PeerMissing):
+        jars("server", SERVER_VERSION)
+        for version in CLIENT_VERSIONS:
+            java_classes(version, jars("client", version))
+        jars("acl", CLIENT_VERSIONS[0])
+    with contextlib.suppress(PeerMissing):
+        go_program()
 
 
 def start_client(name: str, directory: Path) -> Peer:

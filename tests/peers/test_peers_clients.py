@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from peer import CLIENTS, Peer
 from scenarios import Message, bodies, by_queue, plain, settled, stopped_after
-from wire import Server, create_topic, extent, stored_record, wait_until
+from wire import Server, create_topic, extent, stored_record, wait_for_route, wait_until
 
 from rocketq.record import COMPRESSED
 
@@ -48,6 +48,7 @@ def test_what_is_sent_in_each_way_arrives_once(server: Server, peer: Peer, name:
     wanted = sorted(body for way in ("sync", "async", "oneway", "batch") for body in bodies(8, way))
     stored = lambda: sum(extent(server, name, queue)[1] for queue in range(4))  # noqa: E731
     wait_until(lambda: stored() >= 32, "all 32 are stored")
+    wait_for_route(server, name)
 
     consumer = peer.consume(server, name, f"G_{name}")
     consumer.wait(32)

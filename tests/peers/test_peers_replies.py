@@ -64,5 +64,5 @@ def test_a_request_that_nobody_answers_ends(server: Server, client: GetClient, n
     create_topic(server, name)
     with pytest.raises(RuntimeError, match=r"no reply|wait reply message timeout"):
         client(asking).ask(
-            "Rpc.request", namesrv=server.namesrv, topic=name, text="question", within=1000, blocking=False
+            "Rpc.request", namesrv=server.namesrv, topic=name, text="question", within=3000, blocking=False
         )

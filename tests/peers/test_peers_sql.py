@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from peer import Peer
-from wire import Server, call, create_topic
+from wire import Server, call, create_topic, extent, wait_until
 
 from rocketq.message import decode_messages
 from rocketq.remoting.bodies import CheckClientBody, SubscriptionData
@@ -91,6 +91,7 @@ def test_both_brokers_are_of_one_opinion(request: pytest.FixtureRequest, name: s
             "i": PROPERTIES,
         }
         assert call(server.broker, 310, ext | {"j": "0", "k": "false"}, b"body").code == 0
+        wait_until(lambda server=server: extent(server, name, 0)[1] == 1, "the message is in its queue")
         opinions.append(
             {
                 expression: opinion(server, name, expression)

@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 30.0, i
 def call(address: str, code: int, ext: dict[str, str] | None = None, body: bytes = b"") -> Command:
     """One request on a connection of its own, and its answer."""
     host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(encode_request(code, 1, ext, body))
         decoder = FrameDecoder()
         while True:
@@ -57,8 +57,13 @@ def create_topic(server: Server, topic: str, queues: int = 4) -> str:
     }
     answer = call(server.broker, 17, ext)
     assert answer.code == SUCCESS, answer.remark
-    wait_until(lambda: call(server.namesrv, 105, {"topic": topic}).code == SUCCESS, f"route of {topic}")
+    wait_for_route(server, topic)
     return topic
+
+
+def wait_for_route(server: Server, topic: str) -> None:
+    """Until the NameServer knows the topic, which Apache's broker tells it again only after 30 seconds."""
+    wait_until(lambda: call(server.namesrv, 105, {"topic": topic}).code == SUCCESS, f"route of {topic}", 60)
 
 
 def members(server: Server, group: str) -> list[str]:
@@ -89,6 +94,21 @@ def extent(server: Server, topic: str, queue: int) -> tuple[int, int]:
     low, high = call(server.broker, 31, ext), call(server.broker, 30, ext)
     assert (low.code, high.code) == (SUCCESS, SUCCESS), (low.remark, high.remark)
     return int(low.ext["offset"]), int(high.ext["offset"])
+
+
+def wait_in_queues(server: Server, topic: str, results: list[dict[str, Any]]) -> None:
+    """Until what was sent with these results is in its queues. Apache's broker tells producers before."""
+    ends: dict[int, int] = {}
+    for result in results:
+        end = result["queue_offset"] + len(result["offset_message_id"].split(","))  # batches have many
+        ends[result["queue"]] = max(end, ends.get(result["queue"], 0))
+    for queue, end in ends.items():
+
+        def there(queue: int = queue, end: int = end) -> bool:
+            answer = call(server.broker, 30, {"topic": topic, "queueId": str(queue)})
+            return answer.code != SUCCESS or int(answer.ext["offset"]) >= end  # one with accounts says nothing
+
+        wait_until(there, f"queue {queue} of {topic} has offset {end - 1}")
 
 
 def stored_record(server: Server, physical_offset: int) -> Record:
