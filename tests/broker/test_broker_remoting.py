@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker_replay import lines
 from broker_wire import Wire, config, running, with_broker
+from servers import free_port
 
 from rocketq.broker.server import Broker
 from rocketq.remoting.codes import FLAG_RESPONSE
@@ -37,7 +37,7 @@ async def exchange(port: int, data: bytes) -> tuple[list[Command], bool]:
     decoder, got, closed = FrameDecoder(), [], False
     try:
         while not any(command.opaque == 424242 for command in got):
-            piece = await asyncio.wait_for(reader.read(65536), 5)
+            piece = await asyncio.wait_for(reader.read(65536), 20)
             if not piece:
                 closed = True
                 break
@@ -82,23 +82,9 @@ def test_all_frames_of_one_write_are_answered(tmp_path: Path) -> None:
     with_broker(tmp_path, test)
 
 
-def free_pair() -> int:
-    """A port that is free together with the one two below it."""
-    for _ in range(50):
-        with socket.socket() as upper, socket.socket() as lower:
-            upper.bind(("127.0.0.1", 0))
-            port: int = upper.getsockname()[1]
-            try:
-                lower.bind(("127.0.0.1", port - 2))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no two free ports")
-
-
 def test_the_second_port_takes_sends_and_no_pulls(tmp_path: Path) -> None:
     async def main() -> None:
-        port = free_pair()
+        port = free_port(-2)
         async with running(tmp_path, listen_port=port) as (_, wire):
             vip = await Wire.connect(port - 2)
             assert (await vip.store("T")).code == 0
@@ -114,7 +100,7 @@ def test_the_second_port_takes_sends_and_no_pulls(tmp_path: Path) -> None:
 
 def test_a_second_port_that_is_taken_is_no_reason_to_stop(tmp_path: Path) -> None:
     async def main() -> None:
-        port = free_pair()
+        port = free_port(-2)
         taken = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", port - 2)
         async with taken, running(tmp_path, listen_port=port) as (_, wire):
             assert (await wire.store("T")).code == 0
