@@ -53,7 +53,7 @@ class Wire:
         self.closed = True
         self._arrived.set()
 
-    async def until(self, condition: Callable[[], Any], timeout: float = 5.0, what: str = "the answer") -> Any:
+    async def until(self, condition: Callable[[], Any], timeout: float = 20.0, what: str = "the answer") -> Any:
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             left = deadline - time.monotonic()
@@ -91,12 +91,12 @@ class Wire:
         self.writer.write(encode(request))
         return self._opaque
 
-    async def answer(self, opaque: int, timeout: float = 5.0) -> Command:
+    async def answer(self, opaque: int, timeout: float = 20.0) -> Command:
         await self.until(lambda: opaque in self.answers or self.closed, timeout, f"the answer to {opaque}")
         return self.answers.pop(opaque)
 
     async def call(
-        self, code: int, ext: Any = None, body: bytes = b"", timeout: float = 5.0, **more: Any
+        self, code: int, ext: Any = None, body: bytes = b"", timeout: float = 20.0, **more: Any
     ) -> Command:
         return await self.answer(self.send(code, ext, body, **more), timeout)
 
@@ -173,6 +173,10 @@ def config(directory: Path, **settings: Any) -> BrokerConfig:
         "mapped_file_size_commit_log": 64 << 20,
         "max_hash_slot_num": 1000,
         "max_index_num": 4000,
+        # how fast the disk is matters to those tests only that say so
+        "os_page_cache_busy_time_out_mills": 60_000,
+        "sync_flush_timeout": 60_000,
+        "slave_timeout": 60_000,
     }
     return BrokerConfig(**(defaults | settings))
 

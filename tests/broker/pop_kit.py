@@ -41,7 +41,8 @@ class Held(NamedTuple):
 
 def pop_ext(topic: str, group: str = "G", **more: Any) -> dict[str, Any]:
     ext = {"consumerGroup": group, "topic": topic, "queueId": -1, "maxMsgNums": 32, "invisibleTime": 60_000}
-    return ext | {"pollTime": 0, "bornTime": now_ms(), "initMode": 0} | more
+    # without a bornTime, as a pop that was long on its way is not served
+    return ext | {"pollTime": 0, "bornTime": 0, "initMode": 0} | more
 
 
 def held(answer: Command, topic: str, group: str = "G") -> list[Held]:
@@ -53,7 +54,7 @@ def held(answer: Command, topic: str, group: str = "G") -> list[Held]:
     return [Held(*pair) for pair in zip(messages, got, strict=True)]
 
 
-async def pop(wire: Wire, topic: str, group: str = "G", timeout: float = 5.0, **more: Any) -> list[Held]:
+async def pop(wire: Wire, topic: str, group: str = "G", timeout: float = 20.0, **more: Any) -> list[Held]:
     return held(await wire.call(200050, pop_ext(topic, group, **more), timeout=timeout), topic, group)
 
 

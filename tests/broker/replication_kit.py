@@ -35,7 +35,9 @@ class Cluster:
         self.brokers: list[Broker] = []
         self.wires: list[Wire] = []
 
-    async def start(self, name: str, **settings: Any) -> tuple[Broker, Wire]:
+    async def start(
+        self, name: str, clock_ms: Callable[[], int] | None = None, **settings: Any
+    ) -> tuple[Broker, Wire]:
         assert self.namesrv is not None
         defaults = {
             "namesrv_addr": f"127.0.0.1:{self.namesrv.port}",
@@ -43,7 +45,8 @@ class Cluster:
             "register_name_server_period": 500,
             "mapped_file_size_commit_log": 1 << 20,
         }
-        broker = Broker(config(self.root / name, **(defaults | settings)))
+        clock = {"clock_ms": clock_ms} if clock_ms else {}
+        broker = Broker(config(self.root / name, **(defaults | settings)), **clock)
         await broker.start()
         self.brokers.append(broker)
         wire = await Wire.connect(broker.port)
@@ -112,9 +115,15 @@ class RawSlave:
     def report(self, offset: int) -> None:
         self.writer.write(struct.pack(">q", offset))
 
-    async def piece(self, timeout: float = 10.0) -> tuple[int, bytes]:
+    async def piece(self, timeout: float = 20.0) -> tuple[int, bytes]:
         async def read() -> tuple[int, bytes]:
             offset, size = struct.unpack(">qi", await self.reader.readexactly(12))
             return offset, await self.reader.readexactly(size)
 
         return await asyncio.wait_for(read(), timeout)
+
+    async def data(self) -> tuple[int, bytes]:
+        """The next piece that is no mere sign of life; how many of these are between depends on the machine."""
+        while not (piece := await self.piece())[1]:
+            pass
+        return piece

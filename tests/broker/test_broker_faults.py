@@ -26,7 +26,7 @@ from rocketq.remoting.server import Connection, Server
 from rocketq.store.files import Buffer, OsFiles
 
 
-async def eventually(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout} s"
@@ -83,17 +83,27 @@ def test_a_full_disk_refuses_sends_serves_pulls_and_heals(tmp_path: Path, flush:
 
 
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
-def test_what_is_due_while_the_disk_is_full_comes_once_when_there_is_room(tmp_path: Path, flush: str) -> None:
+def test_what_is_due_while_the_disk_is_full_comes_once_when_there_is_room(
+    tmp_path: Path, flush: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1_800_000_000_000
+
     async def main() -> None:
+        nonlocal now
         disk = FullDisk()
         settings: dict[str, Any] = {"flush_disk_type": flush, "message_delay_level": "1s 1h"}
+        settings |= {"clock_ms": lambda: now}
         async with running(tmp_path, files=disk, **settings) as (broker, wire):
             for kind in ({"TIMER_DELAY_MS": "1000"}, {"DELAY": "1"}):
                 assert (await wire.store("T", str(kind).encode(), properties=kind)).code == 0
-            due = time.monotonic() + 1
             disk.full = True
             assert (await wire.store("T", b"no room")).code == 14
-            await eventually(lambda: time.monotonic() > due + 0.5, "a time at which both are due")
+            now += 1500
+            for kind in ("timer", "delayed"):
+                await eventually(
+                    lambda kind=kind: f"{kind} messages wait, the store refuses them" in caplog.text,
+                    f"a refusal of {kind} messages",
+                )
             assert broker.store.max_offset("T", 0) == 0
             disk.full = False
             await eventually(lambda: broker.store.max_offset("T", 0) >= 2, "both", 30)
@@ -169,9 +179,7 @@ def test_a_stopping_broker_lets_go_of_held_pulls(tmp_path: Path) -> None:
             await wire.store("T")
             wire.pull_request("T", 1, suspend=60_000)
             await eventually(lambda: broker.hold.count == 1, "the held pull")
-            begun = time.monotonic()
-            await broker.stop()
-            assert time.monotonic() - begun < 5
+            await asyncio.wait_for(broker.stop(), 30)
             await wire.until(lambda: wire.closed, what="the end of the connection")
 
     asyncio.run(main())
@@ -180,6 +188,15 @@ def test_a_stopping_broker_lets_go_of_held_pulls(tmp_path: Path) -> None:
 async def route(namesrv: Wire, topic: str) -> TopicRoute | None:
     answer = await namesrv.call(105, {"topic": topic})
     return TopicRoute.decode(answer.body) if answer.code == 0 else None
+
+
+async def routed(namesrv: Wire, topic: str, condition: Callable[[TopicRoute], bool]) -> TopicRoute:
+    """The route when it is as wanted: sooner than the broker registers anew by itself, which is every 30 s."""
+    deadline = time.monotonic() + 20
+    while (found := await route(namesrv, topic)) is None or not condition(found):
+        assert time.monotonic() < deadline, f"the route of {topic} is {found}"
+        await asyncio.sleep(0.01)
+    return found
 
 
 def test_a_topic_is_in_the_route_as_soon_as_it_is_created(tmp_path: Path) -> None:
@@ -191,23 +208,11 @@ def test_a_topic_is_in_the_route_as_soon_as_it_is_created(tmp_path: Path) -> Non
             namesrv = await Wire.connect(names.port)
             assert await route(namesrv, "New") is None
             assert (await wire.store("New", d=3)).code == 0
-            found = None
-            for _ in range(200):
-                found = await route(namesrv, "New")
-                if found is not None:
-                    break
-                await asyncio.sleep(0.01)
-            assert found is not None
+            found = await routed(namesrv, "New", lambda found: True)
             assert found.broker_datas[0].broker_addrs == {0: f"127.0.0.1:{broker.port}"}
             assert found.queue_datas[0].write_queue_nums == 3
             await wire.call(25, {}, b"brokerPermission=4")
-            for _ in range(200):
-                found = await route(namesrv, "New")
-                if found is not None and found.queue_datas[0].perm == 4:
-                    break
-                await asyncio.sleep(0.01)
-            assert found is not None
-            assert found.queue_datas[0].perm == 4
+            await routed(namesrv, "New", lambda found: found.queue_datas[0].perm == 4)
         assert await route(namesrv, "New") is None, "a broker that stops takes leave"
         await namesrv.close()
         await names.stop()
@@ -289,7 +294,7 @@ def test_a_nameserver_whose_answer_cannot_be_read_is_told_everything_again(tmp_p
         await server.start()
         address = f"127.0.0.1:{server.port}"
         async with running(tmp_path, namesrv_addr=address, register_name_server_period=100):
-            await eventually(lambda: codes.count(103) == 2, "the second registration")
+            await eventually(lambda: codes.count(103) >= 2, "the second registration")
             assert codes[:2] == [103, 322]
         await server.stop()
 

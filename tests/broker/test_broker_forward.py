@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from broker_wire import Wire, with_broker
 
 from rocketq import javajson
 from rocketq.broker.server import Broker
-from rocketq.remoting.command import encode_response
+from rocketq.remoting.command import Command, encode_response
+from rocketq.remoting.server import Connection
 
 MOVED = 21
 
@@ -49,14 +49,12 @@ def test_a_held_pull_learns_at_once_that_its_group_was_moved(tmp_path: Path) -> 
             await wire.store("F")
         consumer = await Wire.connect(broker.port)
         await join(consumer, "G", "F")
-        held = consumer.pull_request("F", 3, suspend=20_000)
-        other = consumer.pull_request("F", 3, group="Other", suspend=20_000)
+        held = consumer.pull_request("F", 3, suspend=60_000)
+        other = consumer.pull_request("F", 3, group="Other", suspend=60_000)
         await wire.until(lambda: broker.hold.count == 2)
-        begun = time.monotonic()
         assert (await reset(wire, "G", "F", queueId=0, offset=1)).code == 0
         answer = await consumer.answer(held)
         assert (answer.code, answer.remark, answer.ext["nextBeginOffset"]) == (MOVED, "OFFSET_RESET", "1")
-        assert time.monotonic() - begun < 2.0
         assert other not in consumer.answers
         assert len(await consumer.messages("F", 1)) == 2
         await consumer.close()
@@ -161,11 +159,16 @@ def test_a_consumer_is_asked_over_its_own_connection_and_its_answer_relayed(tmp_
 def test_a_consumer_that_does_not_answer_costs_only_the_asker_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rocketq.broker.forward.TIMEOUT", 0.3)
-    monkeypatch.setattr("rocketq.broker.forward.STATUS_TIMEOUT", 0.3)
-
     async def test(broker: Broker, wire: Wire) -> None:
         silent, talking = await Wire.connect(broker.port), await Wire.connect(broker.port)
+        port, call = silent.writer.get_extra_info("sockname")[1], Connection.call
+
+        async def impatient(connection: Connection, *question: Any) -> Command:
+            """Only the silent one's time is over soon: the other one's machine may be busy."""
+            *what, _ = question
+            return await call(connection, *what, 0.3 if connection.peer.endswith(f":{port}") else 60.0)
+
+        monkeypatch.setattr(Connection, "call", impatient)
         await join(silent, "G", "F", client="silent")
         await join(talking, "G", "F", client="talking")
         asked = wire.send(307, {"consumerGroup": "G", "clientId": "silent"})

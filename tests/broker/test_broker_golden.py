@@ -101,13 +101,9 @@ async def delayed_as_in_send(wire: Wire) -> None:
         await wire.store(topic, properties={"DELAY": "1"})
 
 
-async def reaches(broker: Broker, topic: str, offset: int) -> None:
+async def reaches(wire: Wire, broker: Broker, topic: str, offset: int) -> None:
     """Wait until queue 0 of the topic has so many messages."""
-    for _ in range(500):
-        if broker.store.max_offset(topic, 0) >= offset:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{topic} did not get its delayed messages")
+    await wire.until(lambda: broker.store.max_offset(topic, 0) >= offset, what=f"{topic}'s delayed messages")
 
 
 async def heartbeat(wire: Wire, client: str, group: str, topic: str, expression: str, version: int) -> None:
@@ -161,7 +157,10 @@ async def replay_send(replay: Replay, broker: Broker, wire: Wire) -> None:
         return seen and name.startswith(("delay", "timer", "stored_TopicSend"))
 
     await replay.run(
-        "send", SEND_SKIPPED, loose=loose, before={"stored_TopicPrio_0": lambda: reaches(broker, "TopicPrio", 1)}
+        "send",
+        SEND_SKIPPED,
+        loose=loose,
+        before={"stored_TopicPrio_0": lambda: reaches(wire, broker, "TopicPrio", 1)},
     )
 
 
@@ -256,7 +255,7 @@ async def replay_retry(replay: Replay, broker: Broker, wire: Wire) -> None:
         "retry_dlq",
         {},
         # one was sent there, two come after a second
-        before={"stored_%RETRY%GR": lambda: reaches(broker, "%RETRY%GR", 3)},
+        before={"stored_%RETRY%GR": lambda: reaches(wire, broker, "%RETRY%GR", 3)},
         loose=lambda name: name.startswith("stored_schedule"),
     )
 

@@ -37,7 +37,7 @@ async def taken_by_others(wire: Wire, topic: str, count: int, **more: Any) -> li
     deadline = time.monotonic() + SOON
     while len(got) < count:
         assert time.monotonic() < deadline, f"{bodies(got)}: not {count}"
-        got += await pop(wire, topic, invisibleTime=LEASE, pollTime=5000, timeout=10, **more)
+        got += await pop(wire, topic, invisibleTime=LEASE, pollTime=5000, **more)
     return got
 
 
@@ -73,7 +73,7 @@ def test_what_a_consumer_held_is_back_when_it_is_gone(tmp_path: Path) -> None:
             got = await take(other, "T", "consumer", maxMsgNums=4)
             got += await take(other, "T", "consumer")
             await ack(other, got[1].receipt)
-            waiting = wire.send(200050, pop_ext("T", pollTime=30_000, invisibleTime=LEASE))
+            waiting = wire.send(200050, pop_ext("T", pollTime=120_000, invisibleTime=LEASE))
             end(other, how)
             again = held(await wire.answer(waiting, SOON), "T")
             again += await taken_by_others(wire, "T", 4 - len(again))
@@ -231,7 +231,7 @@ def test_order_and_priority_are_kept(tmp_path: Path) -> None:
         got = await take(other, "O", "consumer", order="true", maxMsgNums=3)
         assert len(await take(other, "P", "consumer")) == 4
         await ack(other, got[1].receipt)
-        waiting = wire.send(200050, pop_ext("O", pollTime=30_000, invisibleTime=LEASE, order="true"))
+        waiting = wire.send(200050, pop_ext("O", pollTime=120_000, invisibleTime=LEASE, order="true"))
         await other.close()
         again = held(await wire.answer(waiting, SOON), "O")
         assert bodies(again) == [b"0", b"2", b"3"]

@@ -29,7 +29,7 @@ def test_traffic_is_counted_by_topic_and_by_group(tmp_path: Path) -> None:
         await join(wire, "G", "F")
         assert len(await wire.messages("F")) == 3
         assert await traffic(wire, "GROUP_GET_NUMS", "F@G") == 3
-        held = wire.pull_request("F", 3, suspend=5000)
+        held = wire.pull_request("F", 3, suspend=60_000)
         await wire.store("F")
         await wire.answer(held)
         assert await traffic(wire, "GROUP_GET_NUMS", "F@G") == 4

@@ -44,7 +44,8 @@ class PopReplay(Replay):
         header = json.loads(line["request_header"])
         ext = header.get("extFields") or {}
         if "bornTime" in ext:
-            ext["bornTime"] = str(self.clock_ms() - (3000 if line["name"] == "pop_born_too_old" else 0))
+            # a pop that was long on its way is not served: of the others the broker is not told
+            ext["bornTime"] = str(self.clock_ms() - 3000) if line["name"] == "pop_born_too_old" else "0"
         if len(receipt := ext.get("extraInfo", "").split(" ")) == 8:
             receipt[1] = str(self.times.get(int(receipt[1]), 1))
             receipt[3] = receipt[3] if receipt[3] == "999" else "0"

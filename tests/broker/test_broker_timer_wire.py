@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from broker_wire import Wire, running, with_broker
+from test_broker_faults import FullDisk
 
 from rocketq.broker.server import Broker
 from rocketq.message import decode_messages
 from rocketq.recall import RecallHandle
 from rocketq.remoting.codes import BINARY, JSON
+
+#: Where clocks of tests stand, ms.
+START = 1_800_000_000_000
 
 
 def now_ms() -> int:
@@ -24,7 +28,7 @@ def now_ms() -> int:
 
 async def arrive(wire: Wire, topic: str, count: int) -> list[Any]:
     """The messages of a topic when there are so many."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     found: list[Any] = []
     while len(found) < count:
         found += await wire.messages(topic, len(found))  # 32 at once at most
@@ -40,8 +44,11 @@ def recall_ext(handle: str, topic: str = "T") -> dict[str, str]:
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 @pytest.mark.parametrize("kind", [JSON, BINARY])
 def test_a_timer_message_comes_at_its_time_with_what_apache_adds(tmp_path: Path, flush: str, kind: int) -> None:
+    now = START
+
     async def test(broker: Broker, wire: Wire) -> None:
-        due = now_ms() + 700
+        nonlocal now
+        due = now + 700
         properties = {"TIMER_DELIVER_MS": str(due), "UNIQ_KEY": "ABC", "TAGS": "Tag", "KEYS": "k"}
         sent = await wire.store("T", b"x", queue=2, properties=properties, serialize_type=kind)
         assert sent.code == 0, sent.remark
@@ -49,22 +56,27 @@ def test_a_timer_message_comes_at_its_time_with_what_apache_adds(tmp_path: Path,
         handle = RecallHandle.decode(sent.ext["recallHandle"])
         assert handle[:2] == ("T", "broker-a")
         assert handle.unique_id == "ABC"
-        assert handle.due - due in (0, 1)
+        assert handle.due == due
         assert await wire.messages("T", queue=2) == []
-        deadline = time.monotonic() + 10
+        now = due - 1
+        for _ in range(10):
+            broker.timer.turn()
+        assert await wire.messages("T", queue=2) == []
+        now = due
+        deadline = time.monotonic() + 20
         while not (found := await wire.messages("T", queue=2)):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
         (message,) = found
-        assert 0 <= message.store_timestamp - due < 1000
+        assert message.store_timestamp == due
         assert message.tag == "Tag"
         assert properties.items() <= message.properties.items()
         assert message.properties["REAL_TOPIC"] == "T"
         assert message.properties["REAL_QID"] == "2"
-        assert due <= int(message.properties["TIMER_DEQUEUE_MS"]) <= message.store_timestamp
+        assert message.properties["TIMER_DEQUEUE_MS"] == str(due)
         assert int(message.properties["TIMER_ENQUEUE_MS"]) % 1000 == 0
 
-    with_broker(tmp_path, test, flush_disk_type=flush)
+    with_broker(tmp_path, test, clock_ms=lambda: now, flush_disk_type=flush)
 
 
 @pytest.mark.parametrize(
@@ -140,21 +152,25 @@ def test_the_timer_topic_takes_no_messages_from_producers(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
 def test_recalled_messages_do_not_come(tmp_path: Path, flush: str) -> None:
+    now = START
+
     async def test(broker: Broker, wire: Wire) -> None:
+        nonlocal now
         handles = []
         for number in range(20):
             properties = {"TIMER_DELAY_MS": str(1500 + 10 * number), "UNIQ_KEY": f"U{number}"}
             handles.append((await wire.store("T", b"%d" % number, properties=properties)).ext["recallHandle"])
-        # some of them long before, some while others are delivered
         recalled = [wire.send(370, recall_ext(handle)) for handle in handles[::2]]
         answers = [await wire.answer(opaque) for opaque in recalled]
         assert [answer.code for answer in answers] == [0] * 10
         assert [answer.ext["msgId"] for answer in answers] == [f"U{number}" for number in range(0, 20, 2)]
-        await arrive(wire, "T", 10)
-        await asyncio.sleep(0.3)  # nothing says that something does not come
-        assert {message.body for message in await wire.messages("T")} == {b"%d" % n for n in range(1, 20, 2)}
+        now += 2000
+        found = await arrive(wire, "T", 10)
+        await wire.until(lambda: broker.timer.counts.pending == 0, what="a time at which none waits any more")
+        assert broker.store.max_offset("T", 0) == 10
+        assert {message.body for message in found} == {b"%d" % n for n in range(1, 20, 2)}
 
-    with_broker(tmp_path, test, flush_disk_type=flush)
+    with_broker(tmp_path, test, clock_ms=lambda: now, flush_disk_type=flush)
 
 
 def test_a_recall_of_what_came_or_comes_is_answered_truly(tmp_path: Path) -> None:
@@ -183,14 +199,20 @@ def test_a_recall_of_what_came_or_comes_is_answered_truly(tmp_path: Path) -> Non
 
 
 def test_a_recall_that_could_not_be_stored_takes_nothing_back(tmp_path: Path) -> None:
+    now, disk = START, FullDisk()
+
     async def test(broker: Broker, wire: Wire) -> None:
+        nonlocal now
         handle = (await wire.store("T", b"x", properties={"TIMER_DELAY_MS": "400"})).ext["recallHandle"]
-        broker.store.writable = False
+        disk.full = True
+        broker.store.maintain()  # which the broker does twice a second
         assert (await wire.call(370, recall_ext(handle))).code == 14
-        broker.store.writable = True
+        disk.full = False
+        broker.store.maintain()
+        now += 400
         await arrive(wire, "T", 1)
 
-    with_broker(tmp_path, test)
+    with_broker(tmp_path, test, files=disk, clock_ms=lambda: now)
 
 
 REFUSED: list[tuple[str, dict[str, str], dict[str, Any], int, str]] = [
@@ -233,7 +255,7 @@ def test_operators_see_what_waits(tmp_path: Path) -> None:
         runtime = json.loads((await wire.call(28)).body)["table"]
         assert runtime["timerCongestNum"] == "3"
         assert runtime["timerOffsetBehind"] == "0"
-        assert int(runtime["timerReadBehind"]) <= 5
+        assert int(runtime["timerReadBehind"]) <= 60
         assert {"timerEnqueueTps", "timerDequeueTps"} <= runtime.keys()
         metrics = json.loads((await wire.call(61)).body)
         assert metrics["timingCount"]["T"]["count"] == 3
@@ -243,7 +265,7 @@ def test_operators_see_what_waits(tmp_path: Path) -> None:
             assert now_ms() < deadline, "no checkpoint"
             await asyncio.sleep(0.05)
         read_time, log_end, offset, master, *_ = struct.unpack(">7q", body)
-        assert 0 <= now_ms() - read_time < 10_000
+        assert 0 <= now_ms() - read_time < 60_000
         assert (log_end, offset, master) == (4 * 52, 4, 4)
 
     with_broker(tmp_path, test)
@@ -284,7 +306,7 @@ def test_what_waits_survives_a_stop_and_is_delivered_when_it_is_overdue(tmp_path
             await arrive(wire, "T", 5)
         await asyncio.sleep(0.3)
         async with running(tmp_path) as (broker, wire):
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while broker.store.max_offset("T", 0) < 50:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)

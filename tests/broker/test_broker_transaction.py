@@ -167,7 +167,7 @@ def test_a_delay_begins_with_the_commit(tmp_path: Path, properties: dict[str, st
         assert (await end(wire, rolled_back, ROLLBACK)).code == 0
         assert (await end(wire, sent, COMMIT)).code == 0
         (ended, *_) = await all_of(wire, OPS, 2)
-        (message,) = await asyncio.wait_for(all_of(wire, "T", 1, queue=1), 10)
+        (message,) = await asyncio.wait_for(all_of(wire, "T", 1, queue=1), 30)
         assert message.body == b"x"
         assert message.store_timestamp - ended.store_timestamp >= wait - 5
 
@@ -230,6 +230,7 @@ def test_producers_are_asked_and_what_nobody_decides_is_given_up(tmp_path: Path)
         assert (refused.code, f"its message is in {GIVEN_UP}" in (refused.remark or "")) == (4, True)
         assert await wire.messages("T") == []
 
+        broker.config.transaction_check_max = 1_000_000  # whoever answers may be slow
         wire.requests.clear()
         resumed = await wire.call(323, {"msgId": message.offset_message_id})
         assert resumed.code == 0
@@ -260,8 +261,8 @@ def test_an_immunity_of_its_own_holds_questions_off(tmp_path: Path) -> None:
     now = [1_800_000_000_000]
 
     async def main() -> None:
-        settings = {"transaction_check_interval": 20, "transaction_time_out": 6000, "clock_ms": lambda: now[0]}
-        async with running(tmp_path, **settings) as (_, wire):
+        settings: dict[str, Any] = {"transaction_check_interval": 3_600_000, "transaction_time_out": 6000}
+        async with running(tmp_path, clock_ms=lambda: now[0], **settings) as (broker, wire):
             await heartbeat(wire)
             ages = {"plain": 6000, "long": 60_000, "short": 2000, "nonsense": 6000}
             own = {"long": "60", "short": "2", "nonsense": "-1"}
@@ -269,14 +270,13 @@ def test_an_immunity_of_its_own_holds_questions_off(tmp_path: Path) -> None:
                 more = {"CHECK_IMMUNITY_TIME_IN_SECONDS": own[body]} if body in own else {}
                 await half(wire, body.encode(), **more)
             begun = now[0]
-            asked: set[str] = set()
             for age in sorted(set(ages.values())):
                 for ahead in (age - 1, age):
                     now[0] = begun + ahead
                     wanted = {body for body, limit in ages.items() if limit <= ahead}
-                    await wire.until(lambda wanted=wanted: wanted <= ids(wire), what=f"questions about {wanted}")
-                    asked = ids(wire)
-                    assert asked == wanted
+                    await broker.check_back.round()
+                    await wire.call(106)  # what was asked has arrived before this answer
+                    assert ids(wire) == wanted
 
     def ids(wire: Wire) -> set[str]:
         return {request.ext["msgId"][2:] for request in wire.requests}

@@ -160,7 +160,7 @@ async def check(crash: Crash, directory: Path, flush: str) -> None:
             else:
                 assert (code, ending[name]) == (4, "rolled back"), name
 
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while committed - (found := bodies(broker, "T")).keys():
             assert time.monotonic() < deadline, f"{sorted(committed - found.keys())} did not come"
             await asyncio.sleep(0.01)
@@ -188,7 +188,7 @@ async def check_the_rest(crash: Crash, directory: Path, flush: str) -> None:
                 assert ending.get(name) == "rolled back" or name in promised["giving up"], name
             else:
                 assert name not in committed, f"the log lost the half message of {name} and has what came later"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while committed - (found := bodies(broker, "T")).keys():
             assert time.monotonic() < deadline, f"{sorted(committed - found.keys())} did not come"
             await asyncio.sleep(0.01)
