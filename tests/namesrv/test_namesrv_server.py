@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from servers import free_ports
 
 from rocketq.broker.registration import Registration
 from rocketq.config import BrokerConfig, NamesrvConfig
@@ -47,11 +48,11 @@ class Asker:
 
     async def route(self, topic: str) -> TopicRoute | None:
         header = headers.GetRouteInfoHeader(topic=topic)
-        answer = await self.client.call(self.address, RequestCode.GET_ROUTEINFO_BY_TOPIC, header)
+        answer = await self.client.call(self.address, RequestCode.GET_ROUTEINFO_BY_TOPIC, header, timeout=20)
         return TopicRoute.decode(answer.body) if answer.code == 0 else None
 
     async def brokers(self) -> list[str]:
-        answer = await self.client.call(self.address, RequestCode.GET_BROKER_CLUSTER_INFO)
+        answer = await self.client.call(self.address, RequestCode.GET_BROKER_CLUSTER_INFO, timeout=20)
         return sorted(ClusterInfo.decode(answer.body).broker_addr_table)
 
 
@@ -61,7 +62,7 @@ async def until(condition, what: str) -> None:
             await asyncio.sleep(0.01)
 
     try:
-        await asyncio.wait_for(wait(), 10)
+        await asyncio.wait_for(wait(), 20)
     except asyncio.TimeoutError:
         raise AssertionError(f"never came true: {what}") from None
 
@@ -163,8 +164,8 @@ def test_a_silent_broker_is_out_after_the_time_that_it_asked_for(tmp_path):
 
 def test_a_nameserver_that_comes_back_is_told_everything(tmp_path):
     async def main() -> None:
-        async with nameserver(tmp_path / "one") as first, nameserver(tmp_path / "two") as second:
-            port = second.port
+        port = free_ports()  # it comes back to its port
+        async with nameserver(tmp_path / "one") as first, nameserver(tmp_path / "two", port) as second:
             table = topics("T", "U")
             broker = BrokerSide(f"127.0.0.1:{first.port};127.0.0.1:{port}", table)
             await broker.registration.start()

@@ -59,7 +59,7 @@ class EchoService:
         return encode_response(request, 0, "later")
 
     async def _call_back(self, connection: Connection, request: Command) -> bytes:
-        answer = await connection.call(39, {"msgId": "m"}, b"question", timeout=5)
+        answer = await connection.call(39, {"msgId": "m"}, b"question", timeout=20)
         self.answers.append(answer)
         return encode_response(request, 0, answer.remark, body=answer.body)
 
@@ -71,7 +71,7 @@ class EchoService:
         self.lost.append(connection)
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Wait for a condition; a test that waits in vain fails."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -79,7 +79,7 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         await asyncio.sleep(0.005)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """The same without an event loop."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -123,12 +123,12 @@ def serving(service: EchoService, **options: Any) -> Iterator[Server]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(20)
     try:
         yield server
     finally:
         stop[0]()
-        thread.join(10)
+        thread.join(20)
         assert not thread.is_alive()
 
 

@@ -54,7 +54,7 @@ class Peer:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def receive(self, count: int, seconds: float = 10.0) -> list[Command]:
+    async def receive(self, count: int, seconds: float = 20.0) -> list[Command]:
         commands: list[Command] = []
         while len(commands) < count:
             data = await asyncio.wait_for(self.reader.read(1 << 20), seconds)
@@ -62,7 +62,7 @@ class Peer:
             commands += self.decoder.feed(data)
         return commands
 
-    async def closed(self, seconds: float = 10.0) -> bool:
+    async def closed(self, seconds: float = 20.0) -> bool:
         try:
             while await asyncio.wait_for(self.reader.read(1 << 20), seconds):
                 pass
@@ -265,21 +265,41 @@ def test_a_port_that_is_taken_is_an_error(run) -> None:
     run(main())
 
 
+class AheadOfTime:
+    """The loop, and what time it is for a connection."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return self.loop.time() + self.ahead
+
+    def __getattr__(self, name: str):
+        return getattr(self.loop, name)
+
+
 def test_idle_connections_are_closed(run) -> None:
     async def main() -> None:
         service = EchoService()
-        server = Server(service, idle_timeout=0.6)
+        server = Server(service, idle_timeout=60)
         await server.start()
         async with Peer(server.port) as peer:
-            loop = asyncio.get_running_loop()
             for number in range(8):  # in use for longer than the time-out
                 peer.send(encode_request(ECHO, number))
                 await peer.receive(1)
-                await asyncio.sleep(0.1)
+                (connection,) = server.connections
+                if not number:
+                    clock = connection._loop = AheadOfTime()
+                clock.ahead += 20
+                connection._on_timer()
             assert not service.lost
-            begun = loop.time()
+            clock.ahead += 20
+            connection._on_timer()
+            assert not connection.closed
+            clock.ahead += 60
+            connection._on_timer()
             assert await peer.closed()
-            assert loop.time() - begun > 0.05
         await until(lambda: service.lost)
         await server.stop()
 
@@ -498,7 +518,7 @@ def test_stopping_does_not_wait_for_peers_that_do_not_read(run, monkeypatch) -> 
             peer.writer.transport.pause_reading()
             peer.send(encode_request(BIG, 1))
             await until(lambda: server.connections and next(iter(server.connections))._write_paused)
-            await asyncio.wait_for(server.stop(), 5)
+            await asyncio.wait_for(server.stop(), 30)
         assert not server.connections
         assert len(service.lost) == 1
 
