@@ -87,7 +87,7 @@ class Delay:
             await cancel_all([self._task])
             self._task = None
         if self._offsets != self._saved:
-            self._delivered = (0, self._offsets.copy())  # a clean stop forces the log to disk by itself
+            self._delivered = (self._store.written_offset, self._offsets.copy())
 
     def snapshot(self) -> Build | None:
         """See :class:`rocketq.broker.saving.Table`.

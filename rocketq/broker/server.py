@@ -413,8 +413,9 @@ class Broker:
         self.revive.stop()
         try:
             await self.delay.stop()
-            self.timer.stop()
             await self.check_back.stop()
+            self.store.flush()  # before it is saved what was delivered and how transactions ended
+            self.timer.stop()
             self.transactions.stop()
             await self.locks.save()
             if self.config.is_slave:  # it may be started as the master next

@@ -155,7 +155,7 @@ class Timer:
         self.wake()
 
     def stop(self) -> None:
-        """Stop delivering and save everything. The store is to be closed next, which forces its log to disk."""
+        """Stop delivering and save everything; the log was forced to disk before."""
         if not self._running:
             return
         self._running = False
@@ -165,7 +165,8 @@ class Timer:
         try:
             self._settle()
             self._capture()
-            self._files.save()
+            if self._store.durable_offset >= self._files.durable:  # else the disk has failed, which was said
+                self._files.save()
         except OSError as error:
             log.error("the timer's files could not be written while the broker stops: %s", error)
         finally:

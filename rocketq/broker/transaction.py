@@ -112,12 +112,10 @@ class Transactions:
         self._running = True
 
     def stop(self) -> None:
-        """Note everything; the store is to be closed next, which forces its log to disk."""
+        """Note everything; the log was forced to disk before."""
         self._noted = self._saved = None
         self.note()
         self._running = False
-        if self._noted is not None:
-            self._noted = (0, *self._noted[1:])
 
     def arrived(self) -> None:
         """Messages became readable, perhaps half messages."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from broker_wire import Wire, running
-from crash_disk import Crash, RecordingFiles, crashes, left_by
+from crash_disk import Crash, Create, RecordingFiles, Rename, Sync, Write, crashes, left_by
 from pop_kit import Held, ack_all, lease, pop
 
 from rocketq.broker.server import Broker
@@ -275,3 +275,33 @@ def test_what_was_acknowledged_stays_so_and_the_rest_comes_after_a_crash(tmp_pat
     for crash in list(crashes(operations, power_failures, seed=SEED))[:: max(1, STRIDE)]:
         with left_by(crash) as directory:
             asyncio.run(check_pops(crash, directory, flush, ended))
+
+
+def test_a_stop_says_of_the_log_only_what_is_on_disk(tmp_path: Path) -> None:
+    """A power failure in the middle of it must not leave a table that knows of more than the log does."""
+    now = 1_800_000_000_000
+    disk = RecordingFiles(tmp_path)
+
+    async def main() -> None:
+        nonlocal now
+        settings = {"clock_ms": lambda: now, "flush_interval_commit_log": 3_600_000, "message_delay_level": "1s"}
+        async with running(tmp_path / "store", files=disk, **(SETTINGS | settings)) as (broker, wire):
+            for properties in ({"DELAY": "1"}, {"TIMER_DELAY_MS": "1000"}, {"TRAN_MSG": "true", "PGROUP": "PG"}):
+                assert (await wire.store("T", properties=properties)).code == 0
+            now += 1000
+            await wire.until(lambda: broker.store.max_offset("T", 0) == 2)
+
+    asyncio.run(main())
+    operations = disk.operations
+    files = {operation.inode: operation.path for operation in operations if isinstance(operation, Create)}
+    log = next(inode for inode, path in files.items() if path.startswith("store/commitlog/"))
+    written = max(at for at, each in enumerate(operations) if isinstance(each, Write) and each.inode == log)
+    forced = next(at for at, each in enumerate(operations[written:], written) if each == Sync(log))
+    said = {}
+    for at, operation in enumerate(operations):
+        if isinstance(operation, Rename):
+            said[operation.new] = at
+        elif isinstance(operation, Write):
+            said[files[operation.inode]] = at
+    for name in ("halfMessages.json", "timercheck"):  # a stop always saves these
+        assert said[f"store/config/{name}"] > forced, name

@@ -40,6 +40,7 @@ class Kit:
         self.timer.start()
 
     def close(self) -> None:
+        self.store.flush()
         self.timer.stop()
         self.store.close()
 

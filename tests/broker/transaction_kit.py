@@ -62,6 +62,7 @@ class Kit:
         self.broker.clients.producers[GROUP] = {self.line: None}  # type: ignore[dict-item]
 
     def close(self) -> None:
+        self.broker.store.flush()
         self.broker.transactions.stop()
         self.save()
         self.broker.store.close()
