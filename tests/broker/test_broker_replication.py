@@ -54,6 +54,7 @@ def test_a_slave_that_was_away_goes_on_where_it_was(tmp_path, flush):
             slave, reader = await made.slave(flush_disk_type=flush)
             await caught_up(master, slave)
         assert log_bytes(slave) == log_bytes(master)
+        await until(lambda: "while" in slave.topics.table, "the topic")
         assert [m.body for m in await reader.messages("while")] == [b"away"] * 3
 
     run(test, tmp_path)
@@ -65,6 +66,7 @@ def test_a_slave_waits_for_its_master_and_follows_it_to_another_port(tmp_path):
         master, wire = await made.master()
         await wire.store("T", b"1")
         await caught_up(master, slave)
+        await until(lambda: "T" in slave.topics.table, "the topic")
         await made.stop(master)
         assert [m.body for m in await reader.messages("T")] == [b"1"]
         master, wire = await made.master()
@@ -492,9 +494,10 @@ def test_a_slave_follows_a_master_that_is_started_anew_elsewhere(tmp_path):
             await caught_up(master, slave)
             port = master.replication.port
             await made.stop(master)
-            async with contextlib.AsyncExitStack() as taken:  # nobody gets it again
+            with contextlib.ExitStack() as taken:
                 with contextlib.suppress(OSError):  # somebody has it already
-                    await taken.enter_async_context(await asyncio.start_server(lambda *_: None, "127.0.0.1", port))
+                    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", port)
+                    taken.callback(server.close)  # nobody gets it again
                 master, wire = await made.master()
                 assert master.replication.port != port
                 await wire.store("T", b"after")

@@ -142,6 +142,8 @@ def test_sends_are_refused_before_they_would_wait_for_the_next_file_of_the_log(t
             await wire.store("T", b"first")
             for _ in range(10):
                 assert (await wire.store("T", b"x" * (1 << 20))).code == 0
+            if broker.store._preparing is not None:
+                broker.store._preparing.result()
             with disk.hangs():
                 broker.store.log.drop_prepared()  # in case that it was quicker
                 broker.store.maintain()
