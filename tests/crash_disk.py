@@ -322,7 +322,7 @@ def crashes(operations: list[Any], power_failures: int, first: int = 0, seed: in
 @contextlib.contextmanager
 def left_by(crash: Crash) -> Iterator[Path]:
     """The directory that a crash leaves, for a moment. What fails says which crash it was."""
-    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 1 << 30 else None
     directory = Path(tempfile.mkdtemp(prefix="rocketq-crash-", dir=fast))
     try:
         crash.build(directory)

@@ -17,6 +17,12 @@ SMALL = {
     "max_hash_slot_num": 64,
     "max_index_num": 100_000,
 }
+#: For the disk of this machine, which may be full of other things.
+ANY_DISK = {
+    "disk_space_warning_level_ratio": 100,
+    "disk_max_used_space_ratio": 100,
+    "disk_space_clean_forcibly_ratio": 100,
+}
 
 
 class Opener:
@@ -28,7 +34,8 @@ class Opener:
         self.recovery = None
 
     def __call__(self, *, files=None, clock_ms=None, follows=False, **settings):
-        config = StoreConfig(store_path_root_dir=str(self.directory), **{**SMALL, **settings})
+        defaults = SMALL if files else SMALL | ANY_DISK
+        config = StoreConfig(store_path_root_dir=str(self.directory), **{**defaults, **settings})
         extra = {"clock_ms": clock_ms} if clock_ms else {}
         store = MessageStore(config, files=files, follows=follows, **extra)
         self.recovery = store.open()

@@ -173,7 +173,10 @@ def config(directory: Path, **settings: Any) -> BrokerConfig:
         "mapped_file_size_commit_log": 64 << 20,
         "max_hash_slot_num": 1000,
         "max_index_num": 4000,
-        # how fast the disk is matters to those tests only that say so
+        # how fast and how full the disk is matters to those tests only that say so
+        "disk_space_warning_level_ratio": 100,
+        "disk_max_used_space_ratio": 100,
+        "disk_space_clean_forcibly_ratio": 100,
         "os_page_cache_busy_time_out_mills": 60_000,
         "sync_flush_timeout": 60_000,
         "slave_timeout": 60_000,

@@ -34,9 +34,6 @@ SETTINGS: dict[str, Any] = {
     "mapped_file_size_timer_log": 1024,
     "max_hash_slot_num": 16,
     "max_index_num": 100,
-    "disk_space_warning_level_ratio": 100,
-    "disk_max_used_space_ratio": 100,
-    "disk_space_clean_forcibly_ratio": 100,
     "flush_consumer_offset_interval": 10,
 }
 DAY = 86_400_000
