@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from servers import free_ports
+from servers import free_port
 
 from rocketq.broker.registration import Registration
 from rocketq.config import BrokerConfig, NamesrvConfig
@@ -164,7 +164,7 @@ def test_a_silent_broker_is_out_after_the_time_that_it_asked_for(tmp_path):
 
 def test_a_nameserver_that_comes_back_is_told_everything(tmp_path):
     async def main() -> None:
-        port = free_ports()  # it comes back to its port
+        port = free_port()  # it comes back to its port
         async with nameserver(tmp_path / "one") as first, nameserver(tmp_path / "two", port) as second:
             table = topics("T", "U")
             broker = BrokerSide(f"127.0.0.1:{first.port};127.0.0.1:{port}", table)

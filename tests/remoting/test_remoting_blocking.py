@@ -7,7 +7,7 @@ import time
 
 import pytest
 from remoting_peers import CLOSES, ECHO, LATER, RAISES, SILENT, EchoService, serving, wait_until
-from servers import free_ports
+from servers import free_port
 
 from rocketq.errors import ConnectFailed, ConnectionLost, RequestTimeout, TooManyInFlight
 from rocketq.remoting.blocking import BlockingClient
@@ -172,7 +172,7 @@ def test_our_own_idle_time_out_closes(monkeypatch, server, address: str) -> None
 
 
 def test_after_a_failed_connect_attempts_fail_at_once_until_the_back_off_has_passed() -> None:
-    port = free_ports()
+    port = free_port()
     client = BlockingClient()
     address = f"127.0.0.1:{port}"
     with pytest.raises(ConnectFailed, match="refused"):
