@@ -15,6 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,13 @@ class Channel(Publishing):
         super().__init__(connection, **kwargs)
         self.lane = object()  # names the connections that this channel's consuming uses
         engine, cluster = connection.engine, connection.cluster
+        self._notify = partial(connection.notify, self)  # a closed channel has no connection any more
         self.keeper = Keeper(
             engine,
             self.lane,
             connection.options.lease,
             cluster.address_of,
-            waits=lambda: connection.notify(self),
+            waits=self.settled,
             lost=lambda lease: self.qos.dropped(lease),
         )
         self._sources: dict[str, list[Source]] = {}
@@ -155,11 +157,11 @@ class Channel(Publishing):
         sources = self._sources.pop(queue, [])
         for source in sources:
             source.close()
-        if any(source.busy for source in sources):
+        if any(source.asked for source in sources):
             self._close_lane()
             for rest in self._sources.values():  # their requests were given up as well
                 for source in rest:
-                    source.busy = False
+                    source.give_up()
         for arrived in [one for one in self._ready if one.queue == queue]:
             self._ready.remove(arrived)
             self._give_up(arrived)
@@ -196,14 +198,12 @@ class Channel(Publishing):
         self._filling = True
         try:
             now = time.monotonic()
-            sources = [one for queue in self._sources.values() for one in queue]
-            idle = [one for one in sources if not one.busy and one.not_before <= now]
-            count = self._room(len(sources)) if idle else 0
-            if not (count or self.keeper.waiting) or self._gathers(now, count):
+            wanted = self._wanted(now)
+            if not (wanted or self.keeper.waiting) or self.gathers(now):
                 return
             self._sent_at = now
             self.keeper.flush()
-            for source in idle if count else ():
+            for source, count in wanted:
                 source.ask(count)
         finally:
             self._filling = False
@@ -215,18 +215,21 @@ class Channel(Publishing):
         else:
             self.fill()
 
-    def _room(self, sources: int) -> int:
-        """How many messages each source may bring now."""
-        limit = self.qos.prefetch_count
-        if not limit:
-            return 0 if self._ready else MOST
-        if self._free <= 0:
-            return 0
-        return max(1, min(MOST, self._free // sources))
+    def _wanted(self, now: float) -> list[tuple[Source, int]]:
+        """Whom to ask for more, and for how many messages: a source's share of the room, but at least one."""
+        sources = [one for queue in self._sources.values() for one in queue]
+        if not self.qos.prefetch_count:
+            share = 0 if self._ready else MOST
+        else:
+            share = max(1, self._free // len(sources)) if sources and self._free > 0 else 0
+        return [(one, share - one.asked) for one in sources if one.asked < share and one.may_ask(now)]
 
-    def _gathers(self, now: float, count: int) -> bool:
+    def gathers(self, now: float) -> bool:
         """Whether to send a little later: there is not much yet, and more is about to come where tasks are short."""
-        if now >= self._sent_at + _GATHER or (count and 2 * self._free >= self.qos.prefetch_count):
+        if now >= self._sent_at + _GATHER:
+            return False
+        asked = min((one.asked for queue in self._sources.values() for one in queue), default=0)
+        if 2 * (self._free - asked) >= self.qos.prefetch_count:
             return False
         if not self._gathering:
             self._gathering = True
@@ -253,7 +256,8 @@ class Channel(Publishing):
 
     def settled(self) -> None:
         """A message was settled: there is room again."""
-        self.connection.notify(self)
+        if self.closed or self._ready or not self.gathers(time.monotonic()):
+            self._notify()
 
     def arrived(self, queue: str, found: list[Arrival]) -> None:
         """Messages came. Those that nobody is to get are settled at once."""
@@ -370,7 +374,7 @@ class Channel(Publishing):
                 return arrived
         for source in self._sources.get(queue) or self._open(queue):
             address = self.cluster.address_of(source.broker, source.topic)
-            if address is not None and not source.busy:
+            if address is not None and not source.asked:
                 source.take(self.cluster.ask(address, *source.request(1, source.at_once)), address)
                 if self._ready and self._ready[-1].queue == queue:
                     return self._ready.pop()

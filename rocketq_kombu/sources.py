@@ -1,11 +1,13 @@
 """Where a channel's messages come from: one source for each broker that has something of a queue.
 
-A source has at most one request under way, which the broker holds until there is something (or for `POLL` seconds).
-The channel says when to ask and for how many; what comes goes to `Channel.arrived`.
+Brokers hold a request until there is something (or for `POLL` seconds). The channel says when to ask and for how many;
+what comes goes to `Channel.arrived`. A work queue may have two requests under way: one brings the next messages while
+what the other one brought is worked on.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -48,47 +50,68 @@ _AFTER_FULL = 1.0
 
 
 class Source:
-    """One broker's part of a queue. `busy`: a request is under way; `not_before`: monotonic seconds."""
+    """One broker's part of a queue. `not_before`: when to ask again at the earliest, monotonic seconds."""
 
     #: Seconds that a broker may hold a request whose answer is wanted at once.
     at_once = 0.0
+    #: Requests that may be under way together, …
+    requests = 1
+    #: … and messages that one brings at most.
+    most = MOST
 
     def __init__(self, channel: Channel, queue: str, broker: str, topic: str) -> None:
         self.channel = channel
         self.queue = queue
         self.broker = broker
         self.topic = topic
-        self.busy = False
         self.not_before = 0.0
+        self._numbers = itertools.count()
+        self._under_way: dict[int, int] = {}  # number of a request -> messages that it may bring
         self._closed = False
         self._backoff = Backoff()
 
+    @property
+    def asked(self) -> int:
+        """Messages that may come of what is under way."""
+        return sum(self._under_way.values())
+
+    def may_ask(self, now: float) -> bool:
+        """Whether another request may leave; `now`: monotonic seconds."""
+        return len(self._under_way) < self.requests and self.not_before <= now
+
+    def give_up(self) -> None:
+        """What is under way is not waited for any more."""
+        self._under_way.clear()
+
     def ask(self, count: int) -> None:
-        """Ask for up to `count` messages."""
+        """Ask for up to `count` messages, of which at most `most` come."""
         address = self.channel.cluster.address_of(self.broker, self.topic)
-        self.busy = True
         if address is None:
             self.failed(f"broker {self.broker} has no master just now")
             return
+        number, count = next(self._numbers), min(count, self.most)
         try:
             self.channel.connection.engine.send(
                 address,
                 *self.request(count, POLL),
                 timeout=POLL + _SLACK,
-                done=lambda answer: self._done(answer, address),
+                done=lambda answer: self._done(answer, address, number),
                 lane=self.channel.lane,
             )
         except RemotingError as error:
             self.failed(str(error))
+        else:
+            self._under_way[number] = count
 
     def close(self) -> None:
         """What still comes is given back."""
         self._closed = True
 
-    def _done(self, answer: Command | RemotingError, address: str) -> None:
-        self.busy = False
+    def _done(self, answer: Command | RemotingError, address: str, number: int) -> None:
+        waited_for = self._under_way.pop(number, None) is not None
         if isinstance(answer, RemotingError):
-            self.failed(str(answer))
+            if waited_for:
+                self.failed(str(answer))
             return
         if self.take(answer, address) and self._backoff.reason:
             log.info("queue %s: broker %s answers again", self.queue, self.broker)
@@ -98,7 +121,6 @@ class Source:
 
     def failed(self, reason: str) -> None:
         """Nothing came; the next attempt is made a little later, and to where the broker is then."""
-        self.busy = False
         if self._closed:
             return
         level = logging.DEBUG if self._backoff.reason else logging.WARNING
@@ -124,18 +146,20 @@ class WorkSource(Source):
     """A work queue's topic, or its companion (`ordered`: one message after the other of each of its queues), by POP."""
 
     at_once = 0.1  # Apache's brokers need a moment until what they acknowledged can be popped
+    requests = 2
 
     def __init__(self, channel: Channel, queue: str, broker: str, topic: str, group: str, ordered: bool) -> None:
         super().__init__(channel, queue, broker, topic)
         self.group = group
         self.ordered = ordered
+        self.most = 1 if ordered else MOST
 
     def request(self, count: int, poll: float) -> Request:
         return pop_request(
             self.group,
             self.topic,
             self.broker,
-            count=1 if self.ordered else count,
+            count=count,
             lease_ms=int(self.channel.keeper.lease * 1000),
             poll_ms=int(poll * 1000),
             now_ms=int(time.time() * 1000),

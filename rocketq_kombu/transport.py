@@ -161,7 +161,8 @@ class Transport(virtual.Transport):
             if channel.deliver():
                 delivered = True
                 if self._hub is not None:
-                    self.engine.calls.after(channel.fill)
+                    if not channel.gathers(time.monotonic()):
+                        self.engine.calls.after(channel.fill)
                     continue
             channel.fill()
         return delivered

@@ -67,6 +67,22 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
         assert rest.basic_get("together") is None
 
 
+def test_the_next_messages_are_asked_for_while_others_are_still_to_come(url: str, asked: Counter[int]) -> None:
+    queue = kombu.Queue("ahead", routing_key="ahead")
+    hub = Hub()
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, 1)
+        with consuming(connection, queue, prefetch=2, ack=False) as got:
+            connection.register_with_event_loop(hub)
+            assert turn_until(connection, lambda: got and asked[RequestCode.POP_MESSAGE] == 2, hub=hub)
+            got[0][1].ack()  # there is room for one more than was asked for, and nothing that would be answered
+            assert turn_until(connection, lambda: asked[RequestCode.POP_MESSAGE] == 3, hub=hub)
+            publish(connection, queue, 2, 3)
+            assert turn_until(connection, lambda: len(got) == 3, hub=hub)
+        assert asked[RequestCode.POP_MESSAGE] == 3, "there is no room"
+    hub.close()
+
+
 def test_one_that_waited_for_a_renewal_is_sent_when_its_channel_is_closed(url: str, asked: Counter[int]) -> None:
     queue = kombu.Queue("closed", routing_key="closed")
     hub = Hub()
