@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "peers"))
-from apache import SERVER_VERSION, free_ports, jars, tool
+from apache import SERVER_VERSION, jars, tool
 from apache import PeerMissing as PeerMissing
+from servers import free_port
 
 # Full speed, unlike the peer tests' JVMs: the JIT and the collector that the JVM takes by itself.
 APACHE_JAVA = (
@@ -170,7 +172,7 @@ class Apache(Server):
     def _launch(self) -> None:
         tool("java")
         self.libraries = jars("server", SERVER_VERSION)
-        namesrv_port, self.port = free_ports(), free_ports(-2, 1)
+        namesrv_port, self.port = free_port(), free_port(-2, 1)
         self.namesrv = f"127.0.0.1:{namesrv_port}"
         store = self.directory / "data"
         properties = {
@@ -212,7 +214,7 @@ class Redis(Server):
     client = "redis"
 
     def _launch(self) -> None:
-        self.port = free_ports()
+        self.port = free_port()
         self._run(
             f"{tool('redis-server')} --port {self.port} --bind 127.0.0.1 --dir {self.directory}"
             " --appendonly yes --appendfsync everysec --save ''",
@@ -233,7 +235,7 @@ class RabbitMQ(Server):
         script = next(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"), None)
         if script is None:
             raise PeerMissing("rabbitmq-server is not where Debian's package puts it")
-        self.port = free_ports()
+        self.port = free_port()
         for sub in ("log", "mnesia"):
             (self.directory / sub).mkdir(exist_ok=True)
         (self.directory / "plugins").write_text("[].\n")
@@ -243,7 +245,7 @@ class RabbitMQ(Server):
             RABBITMQ_NODENAME=f"bench{self.port}@localhost",
             RABBITMQ_NODE_PORT=str(self.port),
             RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
-            RABBITMQ_DIST_PORT=str(free_ports()),
+            RABBITMQ_DIST_PORT=str(free_port()),
             RABBITMQ_LOG_BASE=str(self.directory / "log"),
             RABBITMQ_MNESIA_BASE=str(self.directory / "mnesia"),
             RABBITMQ_ENABLED_PLUGINS_FILE=str(self.directory / "plugins"),

@@ -1,8 +1,9 @@
-"""Which measurements count."""
+"""The command begins, and which measurements count."""
 
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,13 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 # by its path, as other directories have a module of the name as well
 run = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "run.py")))
+
+
+def test_the_command_begins_outside_of_tests() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--help"], cwd=BENCHMARKS.parent, stdout=subprocess.PIPE, check=True
+    )
+    assert b"--rounds" in told.stdout
 
 
 @pytest.mark.parametrize(
