@@ -28,4 +28,4 @@ def url(apache: Apache, name: str) -> str:
 @pytest.fixture
 def late() -> float:
     """Apache's broker looks for leases that ended every second, and waits for more in its timer."""
-    return 6.0
+    return 20.0

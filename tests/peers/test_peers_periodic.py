@@ -32,6 +32,6 @@ def test_apache_keeps_the_ticks(apache: Apache, tmp_path: Path, name: str) -> No
         worker.ready(2)
         worker.wait_lines(4, deadline=60)
         assert worker.stop() == 0
-        ticks = [int(line) for line in worker.lines()]
+        ticks = sorted(int(line) for line in worker.lines())  # late ones come at once, to both processes
         assert ticks == list(range(ticks[0], ticks[-1] + 1, 2))
         assert "answered code 13" not in worker.output  # MESSAGE_ILLEGAL: due too late
