@@ -19,6 +19,7 @@ __all__ = ["Schedule", "Step", "cron", "every"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
 #: Brokers keep timer messages to the second (Apache's), so nothing can be due more often.
 SHORTEST = timedelta(seconds=1)
 
@@ -83,12 +84,22 @@ def cron(expression: str, tz: tzinfo | str | None = None) -> Schedule:
     zone = _zone(tz)
     fields = " ".join(expression.split())
 
-    def following(after: datetime) -> datetime:
+    def first(begin: datetime, after: datetime) -> datetime:
         # behind the first of two equal hours the expression's own next time may lie before `after`
-        for tick in CronSim(fields, after.astimezone(zone)):
+        for tick in CronSim(fields, begin.astimezone(zone)):
             if tick.astimezone(timezone.utc) > after:
-                return tick
+                return tick.astimezone(timezone.utc)
         raise ConfigError(f"cron={expression!r}: there is no such time")
+
+    def following(after: datetime) -> datetime:
+        tick = first(after, after)
+        change = _odd_change(zone, max(after - HOUR, tick - DAY - HOUR), tick)
+        if change is None:
+            return tick
+        # CronSim goes on by whole hours of real time and passes over ticks: begin anew then, and at the next full hour
+        clock = change.astimezone(zone)
+        full = change + (-timedelta(minutes=clock.minute, seconds=clock.second) % HOUR)
+        return min(tick, *(first(begin - timedelta(seconds=1), after) for begin in (change, full)))
 
     return _checked(Schedule(f"cron {fields} {zone}", zone, following))
 
@@ -99,6 +110,24 @@ def _checked(schedule: Schedule) -> Schedule:
     except (CronSimError, OverflowError) as error:
         raise ConfigError(f"the schedule {schedule.text!r} cannot be used: {error}") from None
     return schedule
+
+
+def _odd_change(zone: tzinfo, start: datetime, end: datetime) -> datetime | None:
+    """When in (start, end] the clocks of the zone were changed by something else than whole hours, as on Lord Howe."""
+
+    def offset(when: datetime) -> timedelta:
+        return when.astimezone(zone).utcoffset() or timedelta()
+
+    if not (offset(end) - offset(start)) % HOUR:
+        return None
+    start, end = start.replace(microsecond=0), end.replace(microsecond=0)
+    while end - start > timedelta(seconds=1):
+        middle = (start + (end - start) / 2).replace(microsecond=0)
+        if offset(middle) == offset(end):
+            end = middle
+        else:
+            start = middle
+    return end
 
 
 def _multiple_after(after: datetime, interval: timedelta) -> datetime:
