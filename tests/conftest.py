@@ -1,4 +1,8 @@
-"""Makes the helper modules of this directory importable from every test; a busy machine makes no property wrong."""
+"""Makes the helper modules of this directory importable from every test; a busy machine makes no property wrong.
+
+Properties are tried with the same examples in each run, so that a change fails for what it changes. Others are tried
+with `pytest --hypothesis-profile=explore tests/app tests/broker …`: what that finds becomes a case of a table.
+"""
 
 import sys
 from pathlib import Path
@@ -6,5 +10,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-settings.register_profile("without a deadline", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("without a deadline")
+_ANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", _ANY, derandomize=True)
+settings.register_profile("explore", _ANY, max_examples=1000)
+settings.load_profile("same")
