@@ -48,7 +48,7 @@ class Schedule:
 
     def next_tick(self, after: datetime) -> datetime:
         """The first tick later than `after`."""
-        return self._following(after).astimezone(timezone.utc)
+        return self._following(after)
 
     def next_step(self, after: datetime) -> Step:
         """The first tick later than `after`, or a halt at midnight UTC before it.
@@ -87,8 +87,8 @@ def cron(expression: str, tz: tzinfo | str | None = None) -> Schedule:
     def first(begin: datetime, after: datetime) -> datetime:
         # behind the first of two equal hours the expression's own next time may lie before `after`
         for tick in CronSim(fields, begin.astimezone(zone)):
-            if tick.astimezone(timezone.utc) > after:
-                return tick.astimezone(timezone.utc)
+            if (at := tick.astimezone(timezone.utc)) > after:
+                return at
         raise ConfigError(f"cron={expression!r}: there is no such time")
 
     def following(after: datetime) -> datetime:

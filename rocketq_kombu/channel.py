@@ -159,9 +159,8 @@ class Channel(Publishing):
             source.close()
         if any(source.asked for source in sources):
             self._close_lane()
-            for rest in self._sources.values():  # their requests were given up as well
-                for source in rest:
-                    source.give_up()
+            for rest in self._all_sources:  # their requests were given up as well
+                rest.give_up()
         for arrived in [one for one in self._ready if one.queue == queue]:
             self._ready.remove(arrived)
             self._give_up(arrived)
@@ -197,11 +196,10 @@ class Channel(Publishing):
             return
         self._filling = True
         try:
-            now = time.monotonic()
-            wanted = self._wanted(now)
-            if not (wanted or self.keeper.waiting) or self.gathers(now):
+            wanted = self._wanted()
+            if not (wanted or self.keeper.waiting) or self.gathers():
                 return
-            self._sent_at = now
+            self._sent_at = time.monotonic()
             self.keeper.flush()
             for source, count in wanted:
                 source.ask(count)
@@ -215,20 +213,25 @@ class Channel(Publishing):
         else:
             self.fill()
 
-    def _wanted(self, now: float) -> list[tuple[Source, int]]:
+    @property
+    def _all_sources(self) -> list[Source]:
+        """Those of all queues."""
+        return [one for queue in self._sources.values() for one in queue]
+
+    def _wanted(self) -> list[tuple[Source, int]]:
         """Whom to ask for more, and for how many messages: a source's share of the room, but at least one."""
-        sources = [one for queue in self._sources.values() for one in queue]
+        now, sources = time.monotonic(), self._all_sources
         if not self.qos.prefetch_count:
             share = 0 if self._ready else MOST
         else:
             share = max(1, self._free // len(sources)) if sources and self._free > 0 else 0
         return [(one, share - one.asked) for one in sources if one.asked < share and one.may_ask(now)]
 
-    def gathers(self, now: float) -> bool:
+    def gathers(self) -> bool:
         """Whether to send a little later: there is not much yet, and more is about to come where tasks are short."""
-        if now >= self._sent_at + _GATHER:
+        if time.monotonic() >= self._sent_at + _GATHER:
             return False
-        asked = min((one.asked for queue in self._sources.values() for one in queue), default=0)
+        asked = min((one.asked for one in self._all_sources), default=0)
         if 2 * (self._free - asked) >= self.qos.prefetch_count:
             return False
         if not self._gathering:
@@ -256,7 +259,7 @@ class Channel(Publishing):
 
     def settled(self) -> None:
         """A message was settled: there is room again."""
-        if self.closed or self._ready or not self.gathers(time.monotonic()):
+        if self.closed or self._ready or not self.gathers():
             self._notify()
 
     def arrived(self, queue: str, found: list[Arrival]) -> None:

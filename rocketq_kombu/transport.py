@@ -161,7 +161,7 @@ class Transport(virtual.Transport):
             if channel.deliver():
                 delivered = True
                 if self._hub is not None:
-                    if not channel.gathers(time.monotonic()):
+                    if not channel.gathers():
                         self.engine.calls.after(channel.fill)
                     continue
             channel.fill()

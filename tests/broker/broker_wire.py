@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from store_kit import ANY_DISK
+
 from rocketq.broker.server import Broker
 from rocketq.config import BrokerConfig
 from rocketq.message import ReceivedMessage, decode_messages
@@ -174,9 +176,7 @@ def config(directory: Path, **settings: Any) -> BrokerConfig:
         "max_hash_slot_num": 1000,
         "max_index_num": 4000,
         # how fast and how full the disk is matters to those tests only that say so
-        "disk_space_warning_level_ratio": 100,
-        "disk_max_used_space_ratio": 100,
-        "disk_space_clean_forcibly_ratio": 100,
+        **ANY_DISK,
         "os_page_cache_busy_time_out_mills": 60_000,
         "sync_flush_timeout": 60_000,
         "slave_timeout": 60_000,
