@@ -209,11 +209,18 @@ class Batch:
             self._unwaited.append(entry)
 
     def end(self) -> None:
-        """Write what was appended, and answer it or let it wait for the disk. Called after the frames of one read."""
+        """Write what was appended, and answer it or let it wait for the disk."""
         if self._owner is not None:
             self._finish()
 
-    def _finish(self) -> None:
+    def end_read(self, connection: Connection) -> None:
+        """The same after all frames of one read: their answers leave before what came with them becomes readable."""
+        if self._owner is not None:
+            self._finish(dispatch=False)
+            connection.flush()
+            self._store.advance()
+
+    def _finish(self, dispatch: bool = True) -> None:
         connection, pending, count = self._owner, self._pending, self._appended
         assert connection is not None
         for_disk, unwaited = self._for_disk, self._unwaited
@@ -225,7 +232,7 @@ class Batch:
         before = store.written_offset
         begun = time.perf_counter()
         try:
-            store.write()
+            store.write(dispatch)
         except StoreError as error:
             self._unwaited = []
             statistics.put_failed += count

@@ -466,7 +466,7 @@ class Broker:
         return handler(connection, request)
 
     def end_batch(self, connection: Connection) -> None:
-        self.batch.end()
+        self.batch.end_read(connection)
         self.pop_wait.serve_arrived(connection)
 
     def connection_lost(self, connection: Connection) -> None:

@@ -389,11 +389,11 @@ class MessageStore(Reader):
             self._parts = []
         self._parts_at = offset
 
-    def write(self) -> list[Appended]:
+    def write(self, dispatch: bool = True) -> list[Appended]:
         """Write everything that was appended since the last call; returns it.
 
-        Without SYNC_FLUSH it is readable then. Raises StoreFull or StoreError when that fails: nothing of the batch
-        is stored then, and its offsets are free again.
+        Without SYNC_FLUSH it is readable then, or, without `dispatch`, when `advance` is called. Raises StoreFull or
+        StoreError when that fails: nothing of the batch is stored then, and its offsets are free again.
         """
         batch = self._batch
         if not batch:
@@ -413,11 +413,10 @@ class MessageStore(Reader):
         self._batch = []
         end = self._parts_at = self._tail
         self._written(end)
-        if self._sync:
-            self._undispatched.append((end, batch))
-            self.undispatched += len(batch)
-        else:
-            self._dispatch(end, batch)
+        self._undispatched.append((end, batch))
+        self.undispatched += len(batch)
+        if dispatch and not self._sync:
+            self.advance()
         return batch
 
     def raw(self, offset: int, size: int) -> memoryview | None:
@@ -556,12 +555,12 @@ class MessageStore(Reader):
             on_durable(offset)
 
     def advance(self) -> int:
-        """Dispatch what a flush has covered (only with SYNC_FLUSH is there anything); returns `durable_offset`."""
+        """Dispatch what was written, with SYNC_FLUSH what a flush has covered; returns `durable_offset`."""
         durable = self._flusher.durable
         if self._following is not None and self._sync:
             self._take_in(durable)
-        waiting = self._undispatched
-        while waiting and waiting[0][0] <= durable:
+        waiting, may_be_read = self._undispatched, durable if self._sync else self._flusher.written
+        while waiting and waiting[0][0] <= may_be_read:
             end, batch = waiting.popleft()
             self.undispatched -= len(batch)
             self._dispatch(end, batch)

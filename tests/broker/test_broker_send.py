@@ -69,10 +69,10 @@ def test_many_requests_of_one_write_are_answered_in_one_batch(tmp_path: Path) ->
         writes = 0
         write = broker.store.write
 
-        def counted() -> Any:
+        def counted(dispatch: bool = True) -> Any:
             nonlocal writes
             writes += 1
-            return write()
+            return write(dispatch)
 
         broker.store.write = counted  # type: ignore[method-assign]
         opaques = [wire.message("T", b"x%d" % number) for number in range(100)]
