@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -43,8 +44,18 @@ class Calls:
                 self._waker.wake()
 
     def after(self, call: Callable[[], object]) -> None:
-        """Call when the hub has looked at its files: what Celery writes to its pool goes first."""
+        """Call when the hub has looked at its files: what Celery writes to its pool goes first, and is begun with.
+
+        A process that waits for its task may have been put on our CPU, where it would wait until we do.
+        """
         self._after.append(call)
+
+    def _run_after(self) -> None:
+        if hasattr(os, "sched_yield"):  # not on Windows
+            os.sched_yield()
+        after, self._after = self._after, []
+        for call in after:
+            call()
 
     def run_soon(self) -> None:
         while True:
@@ -62,9 +73,8 @@ class Calls:
         self._before_waiting = False
         if self._waker is None:  # detached meanwhile
             return
-        for call in self._after:
-            self._hub.call_soon(call)
-        self._after.clear()
+        if self._after:
+            self._hub.call_soon(self._run_after)
         if getattr(self._hub, "_ready", ()):  # what `call_soon` was given: the hub calls it after it has waited
             self._waker.wake()
 

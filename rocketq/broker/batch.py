@@ -214,7 +214,7 @@ class Batch:
             self._finish()
 
     def end_read(self, connection: Connection) -> None:
-        """The same after all frames of one read: their answers leave before what came with them becomes readable."""
+        """The same when nothing more comes of `connection` now: its answers leave before what came becomes readable."""
         if self._owner is not None:
             self._finish(dispatch=False)
             connection.flush()

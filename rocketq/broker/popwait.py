@@ -46,12 +46,12 @@ class Waiter:
 
 
 class PopWait:
-    """All waiting pops. `flush` is called after some were served."""
+    """All waiting pops. `send` has the answer to one that was served leave."""
 
-    def __init__(self, most: int, most_in_line: int, flush: Callable[[], None]) -> None:
+    def __init__(self, most: int, most_in_line: int, send: Callable[[Connection], None]) -> None:
         self._most = most
         self._most_in_line = most_in_line
-        self._flush = flush
+        self._send = send
         self.count = 0
         self._lines: dict[Line, dict[Waiter, None]] = {}
         #: the topics whose messages a line waits for, retry topics among them; and the other way round
@@ -134,31 +134,23 @@ class PopWait:
     def _alarm(self, line: Line) -> None:
         del self._alarms[line]
         self._serve(line)
-        self._flush()
 
     def _wake(self) -> None:
         topics, self._arrived = self._arrived, set()
-        served: list[Waiter] = []
         for line in {line for topic in topics for line in self._topics.get(topic, ())}:
-            served += self._serve(line)
-        self._flush()
-        for waiter in served:
-            waiter.connection.flush()
+            self._serve(line)
 
-    def _serve(self, line: Line) -> list[Waiter]:
-        """Those that were served."""
-        served: list[Waiter] = []
+    def _serve(self, line: Line) -> None:
         for waiter in list(self._lines.get(line, ())):
             if not self._try(waiter, False):
                 break
             self._remove(waiter)
-            served.append(waiter)
-        return served
+            self._send(waiter.connection)  # before the next one, which mostly finds nothing, is tried
 
     def _late(self, waiter: Waiter) -> None:
         self._remove(waiter)
         self._try(waiter, True)
-        self._flush()
+        self._send(waiter.connection)
 
     def _try(self, waiter: Waiter, final: bool) -> bool:
         if waiter.connection.closed:

@@ -293,7 +293,7 @@ class Broken:
         self.broker, self.error = broker, error
         self.write = broker.store.write
 
-    def __call__(self) -> Any:
+    def __call__(self, dispatch: bool = True) -> Any:
         raise self.error
 
     def __enter__(self) -> None:

@@ -78,8 +78,12 @@ def test_it_is_woken_by_other_threads(round_: Round) -> None:
     assert not round_.in_vain
 
 
-def test_what_comes_after_comes_after_the_files(round_: Round) -> None:
-    """A callback of the next round would come before: it is run before the hub looks at files."""
+def test_what_comes_after_comes_after_the_files(round_: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback of the next round would come before: it is run before the hub looks at files.
+
+    In between, who was written to has the CPU.
+    """
+    monkeypatch.setattr(os, "sched_yield", round_.say("given way"))
     out, into = os.pipe()
     hub = round_.hub
 
@@ -95,7 +99,7 @@ def test_what_comes_after_comes_after_the_files(round_: Round) -> None:
     try:
         os.write(into, b"task")
         hub.add_reader(out, read)
-        assert round_.until(2) == ["written", "after"]
+        assert round_.until(3) == ["written", "given way", "after"]
         assert not round_.in_vain
     finally:
         os.close(out)
