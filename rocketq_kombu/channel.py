@@ -28,7 +28,7 @@ from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
 from rocketq_kombu.names import KEYED, escape, sources_of, topic_of
-from rocketq_kombu.publishing import Publishing
+from rocketq_kombu.publishing import Publishing, let_publisher_go_on
 from rocketq_kombu.sources import MOST, Arrival, CursorSource, Source, WorkSource
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ class Channel(Publishing):
         """Messages came. Those that nobody is to get are settled at once."""
         before = len(self._ready)
         for message, lease, behind in found:
+            let_publisher_go_on(message)
             try:
                 payload = decode(message.body)
                 properties = payload["properties"]

@@ -15,7 +15,7 @@ from amqp.basic_message import Message as AmqpMessage
 
 from rocketq import properties as names
 from rocketq.errors import BrokerError, RemotingError
-from rocketq.message import Message, MessageQueue
+from rocketq.message import Message, MessageQueue, ReceivedMessage
 from rocketq.names import DLQ_PREFIX
 from rocketq.remoting.codes import ResponseCode
 from rocketq_kombu.envelope import QueueMessage, due, dump, keys_of, pack, tag_of
@@ -30,6 +30,22 @@ KEY_QUEUES = 16
 _MOST_DELAY = re.compile(r"max delay (\d+)\s*ms")
 #: ms that clocks may differ, and a request may take.
 _MARGIN = 60_000
+#: Ids of the tasks that this process is publishing just now, …
+_under_way: set[str] = set()
+#: … and seconds for which a worker of this process waits at most until one of them is published.
+_PATIENCE = 0.05
+
+
+def let_publisher_go_on(message: ReceivedMessage) -> None:
+    """Wait until whoever in this process is publishing a task has been told that it is published.
+
+    Programs with a worker in a thread of their own, tests mostly, count on going on sooner than the worker begins.
+    """
+    task = message.properties.get(names.KEYS)
+    if task in _under_way:
+        until = time.monotonic() + _PATIENCE
+        while task in _under_way and time.monotonic() < until:
+            time.sleep(0.0002)
 
 
 class Publishing(Queues):
@@ -71,15 +87,13 @@ class Publishing(Queues):
         elif self.cluster.has_priorities(topic):
             priority = self._get_message_priority(message)
         until = due(headers) if self.connection.options.hold_eta else None
-        sent = Message(
-            topic,
-            dump(message),
-            tag=tag_of(headers),
-            keys=keys_of(headers, properties),
-            sharding_key=key,
-            priority=priority,
-        )
-        self._send(sent, until, confirm)
+        task = keys_of(headers, properties)
+        sent = Message(topic, dump(message), tag=tag_of(headers), keys=task, sharding_key=key, priority=priority)
+        _under_way.add(task)
+        try:
+            self._send(sent, until, confirm)
+        finally:
+            _under_way.discard(task)
 
     def _send(self, message: Message, until: int | None, confirm: bool) -> None:
         """Send, to be held until a time. A broker that holds for less gets it in steps, see `Channel.arrived`."""

@@ -3,16 +3,14 @@
 Those that would be served alike (same group, topic, queue and filter) stand in one line. When something comes, the
 line is served from its head until one finds nothing: then neither would those behind it. Deadlines are met to the ms.
 
-A producer is told that its message is stored before a consumer gets it: what the consumer does with it finds the
-producer behind its send. On a machine with few CPUs the producer may have been put on the broker's, so it gets that for
-a moment: else it would wait until the consumer is at work.
+A producer is told that its message is stored before a consumer gets it: what the consumer does with it mostly finds the
+producer behind its send.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -97,7 +95,6 @@ class PopWait:
         """Serve, at the end of a read, who waits for what came with it; whoever sent it is answered before."""
         if self._arrived:
             sender.flush()
-            os.sched_yield()
             self._wake()
 
     def wake(self, topic: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections import Counter
 from typing import Any
 
@@ -15,11 +16,14 @@ from servers import ServerProcess, wait_until
 from rocketq.client.admin import Admin
 from rocketq.client.sync_producer import Producer
 from rocketq.errors import RequestTimeout
+from rocketq.message import Message
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.codes import RequestCode
-from rocketq_kombu import channel
+from rocketq.remoting.command import Command
+from rocketq_kombu import channel, publishing
 from rocketq_kombu.engine import Engine
 from rocketq_kombu.names import topic_of
+from rocketq_kombu.sources import WorkSource
 
 NUMBER = 64
 
@@ -177,6 +181,47 @@ def test_a_broken_connection_loses_nothing_that_can_still_be_sent(url: str, serv
         with consuming(connection, queue) as got:
             assert turn_until(connection, lambda: len(got) == 2)
         assert {body for body, _ in got} == {"before", "after"}
+
+
+@pytest.mark.parametrize("patience", [30.0, 0.05])
+def test_a_worker_in_the_process_of_a_publisher_lets_it_go_on_first(
+    url: str, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """Here the message is there before its publisher is told, who is told as soon as it is delivered, if it ever is."""
+    monkeypatch.setattr(publishing, "_PATIENCE", patience)
+    queue = kombu.Queue("goes_on", routing_key="goes_on")
+    arrived, delivered = threading.Event(), threading.Event()
+    send, take = Producer.send, WorkSource.take
+
+    def told_late(self: Producer, message: Message, **options: Any) -> Any:
+        result = send(self, message, **options)
+        assert arrived.wait(30)
+        too_soon.append(delivered.wait(0.1 if patience > 1 else 30))
+        return result
+
+    def taken(self: WorkSource, answer: Command, address: str) -> bool:
+        arrived.set()
+        return take(self, answer, address)
+
+    too_soon: list[bool] = []
+    with kombu.Connection(url) as connection, kombu.Connection(url) as other:
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: connection.transport.engine._links)
+            monkeypatch.setattr(Producer, "send", told_late)
+            monkeypatch.setattr(WorkSource, "take", taken)
+            publisher = threading.Thread(
+                target=publish, args=(other, queue, 1), kwargs={"correlation_id": "task-1"}
+            )
+            publisher.start()
+
+            def seen() -> bool:
+                if got:
+                    delivered.set()
+                return bool(got)
+
+            assert turn_until(connection, seen)
+            publisher.join(30)
+        assert too_soon == [patience < 1]
 
 
 @pytest.mark.parametrize("under_a_hub", [True, False])
