@@ -66,6 +66,7 @@ class Publishing(Queues):
                 self._put(queue, message)
             else:
                 self._bury(queue, message, dead)
+        self.connection.registry.look_ahead()
 
     def _put(self, queue: str, message: dict[str, Any], *, confirm: bool = False, **kwargs: Any) -> None:
         """`confirm`: whatever the option says."""

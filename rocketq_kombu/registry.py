@@ -23,12 +23,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from rocketq.client.admin import Admin
-from rocketq.errors import RemotingError
+from rocketq.errors import RemotingError, RocketQError
 from rocketq_kombu.names import escape, unescape
 
 log = logging.getLogger("rocketq.kombu")
@@ -81,6 +82,8 @@ class Registry:
         self._exchanges: dict[str, dict[str, Any]] = {}
         self._bindings: dict[str, tuple[float, list[Binding]]] = {}
         self._places: dict[str, tuple[float, Place | None]] = {}
+        #: what was used and is too old soon: how to read it anew
+        self._aging: dict[tuple[str, str], Callable[[], object]] = {}
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -89,10 +92,21 @@ class Registry:
         self, cache: dict[str, tuple[float, T]], name: str, fresh: bool, what: str, read: Callable[[str], T]
     ) -> T:
         """What is known of a name, read anew after a second; while no NameServer answers, what was known before."""
+        known = cache.get(name)
+        if known is not None and not fresh:
+            age = self._clock() - known[0]
+            if age < _BELIEVE:
+                if age >= _BELIEVE / 2:
+                    self._aging[what, name] = lambda: self._read_anew(cache, name, fresh, what, read)
+                return known[1]
+        return self._read_anew(cache, name, fresh, what, read)
+
+    def _read_anew(
+        self, cache: dict[str, tuple[float, T]], name: str, fresh: bool, what: str, read: Callable[[str], T]
+    ) -> T:
         now = self._clock()
         known = cache.get(name)
-        if known is not None and not fresh and now - known[0] < _BELIEVE:
-            return known[1]
+        self._aging.pop((what, name), None)
         try:
             value = read(name)
         except RemotingError as error:
@@ -105,6 +119,12 @@ class Registry:
             cache.clear()
         cache[name] = (now, value)
         return value
+
+    def look_ahead(self) -> None:
+        """Read anew what will be too old soon: now that a message has left, it does not wait for that."""
+        for again in list(self._aging.values()):
+            with suppress(RocketQError, ValueError):  # the next one needs it, and is told
+                again()
 
     # exchanges
 
