@@ -50,11 +50,11 @@ class Calls:
         """
         self._after.append(call)
 
-    def _run_after(self) -> None:
+    @staticmethod
+    def _run_after(calls: list[Callable[[], object]]) -> None:
         if hasattr(os, "sched_yield"):  # not on Windows
             os.sched_yield()
-        after, self._after = self._after, []
-        for call in after:
+        for call in calls:
             call()
 
     def run_soon(self) -> None:
@@ -74,7 +74,8 @@ class Calls:
         if self._waker is None:  # detached meanwhile
             return
         if self._after:
-            self._hub.call_soon(self._run_after)
+            after, self._after = self._after, []
+            self._hub.call_soon(self._run_after, after)
         if getattr(self._hub, "_ready", ()):  # what `call_soon` was given: the hub calls it after it has waited
             self._waker.wake()
 

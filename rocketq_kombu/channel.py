@@ -265,9 +265,10 @@ class Channel(Publishing):
     def arrived(self, queue: str, found: list[Arrival]) -> None:
         """Messages came. Those that nobody is to get are settled at once."""
         before = len(self._ready)
+        since = time.monotonic()
         for message, lease, behind in found:
-            let_publisher_go_on(message)
             try:
+                let_publisher_go_on(message, since)
                 payload = decode(message.body)
                 properties = payload["properties"]
                 over = self._is_over(queue, properties, message, behind)

@@ -32,20 +32,19 @@ _MOST_DELAY = re.compile(r"max delay (\d+)\s*ms")
 _MARGIN = 60_000
 #: Ids of the tasks that this process is publishing just now, …
 _under_way: set[str] = set()
-#: … and seconds for which a worker of this process waits at most until one of them is published.
-_PATIENCE = 0.05
+#: … and seconds for which a worker of this process waits at most until those that came to it are published.
+PATIENCE = 0.05
 
 
-def let_publisher_go_on(message: ReceivedMessage) -> None:
-    """Wait until whoever in this process is publishing a task has been told that it is published.
+def let_publisher_go_on(message: ReceivedMessage, since: float) -> None:
+    """Wait until whoever in this process is publishing a task has done so; not for long after `since` (monotonic).
 
     Programs with a worker in a thread of their own, tests mostly, count on going on sooner than the worker begins.
+    Raises CorruptRecord.
     """
     task = message.properties.get(names.KEYS)
-    if task in _under_way:
-        until = time.monotonic() + _PATIENCE
-        while task in _under_way and time.monotonic() < until:
-            time.sleep(0.0002)
+    while task in _under_way and time.monotonic() < since + PATIENCE:
+        time.sleep(0.0002)
 
 
 class Publishing(Queues):
@@ -61,12 +60,17 @@ class Publishing(Queues):
         dead = properties.pop("dead_letter", None)
         for name in properties.keys() - _KNOWN:  # AMQP sends no others either; some cannot be encoded
             del properties[name]
-        for queue in self._lookup(exchange, routing_key):
-            if dead is None:
-                self._put(queue, message)
-            else:
-                self._bury(queue, message, dead)
-        self.connection.registry.look_ahead()
+        task = properties.get("correlation_id") or ""
+        _under_way.add(task)
+        try:
+            for queue in self._lookup(exchange, routing_key):
+                if dead is None:
+                    self._put(queue, message)
+                else:
+                    self._bury(queue, message, dead)
+            self.connection.registry.look_ahead()
+        finally:
+            _under_way.discard(task)
 
     def _put(self, queue: str, message: dict[str, Any], *, confirm: bool = False, **kwargs: Any) -> None:
         """`confirm`: whatever the option says."""
@@ -88,13 +92,15 @@ class Publishing(Queues):
         elif self.cluster.has_priorities(topic):
             priority = self._get_message_priority(message)
         until = due(headers) if self.connection.options.hold_eta else None
-        task = keys_of(headers, properties)
-        sent = Message(topic, dump(message), tag=tag_of(headers), keys=task, sharding_key=key, priority=priority)
-        _under_way.add(task)
-        try:
-            self._send(sent, until, confirm)
-        finally:
-            _under_way.discard(task)
+        sent = Message(
+            topic,
+            dump(message),
+            tag=tag_of(headers),
+            keys=keys_of(headers, properties),
+            sharding_key=key,
+            priority=priority,
+        )
+        self._send(sent, until, confirm)
 
     def _send(self, message: Message, until: int | None, confirm: bool) -> None:
         """Send, to be held until a time. A broker that holds for less gets it in steps, see `Channel.arrived`."""

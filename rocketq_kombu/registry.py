@@ -91,13 +91,15 @@ class Registry:
     def _believed(
         self, cache: dict[str, tuple[float, T]], name: str, fresh: bool, what: str, read: Callable[[str], T]
     ) -> T:
-        """What is known of a name, read anew after a second; while no NameServer answers, what was known before."""
+        """What is known of a name, read anew after a second, or after half of it by `look_ahead`; while no NameServer
+        answers, what was known before.
+        """
         known = cache.get(name)
         if known is not None and not fresh:
             age = self._clock() - known[0]
             if age < _BELIEVE:
                 if age >= _BELIEVE / 2:
-                    self._aging[what, name] = lambda: self._read_anew(cache, name, fresh, what, read)
+                    self._aging[what, name] = lambda: self._read_anew(cache, name, False, what, read)
                 return known[1]
         return self._read_anew(cache, name, fresh, what, read)
 
@@ -117,6 +119,7 @@ class Registry:
             return known[1]
         if len(cache) > _MANY:
             cache.clear()
+            self._aging.clear()
         cache[name] = (now, value)
         return value
 

@@ -213,11 +213,15 @@ class Batch:
         if self._owner is not None:
             self._finish()
 
-    def end_read(self, connection: Connection) -> None:
+    def end_and_flush(self, connection: Connection) -> None:
         """The same when nothing more comes of `connection` now: its answers leave before what came becomes readable."""
-        if self._owner is not None:
+        if self._owner is None:
+            connection.flush()
+            return
+        try:
             self._finish(dispatch=False)
             connection.flush()
+        finally:
             self._store.advance()
 
     def _finish(self, dispatch: bool = True) -> None:
@@ -328,7 +332,7 @@ class Batch:
         elif (
             store.written_offset - durable > MAX_UNFLUSHED
             or durable < self._catch_up
-            or store.undispatched > MAX_UNSEEN
+            or (self._sync and store.undispatched > MAX_UNSEEN)
             or store.starved
         ):
             self.busy = DISK_BUSY

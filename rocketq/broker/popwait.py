@@ -91,10 +91,9 @@ class PopWait:
         if quiet and self._arrived:
             asyncio.get_running_loop().call_soon(self._wake)
 
-    def serve_arrived(self, sender: Connection) -> None:
-        """Serve, at the end of a read, who waits for what came with it; whoever sent it is answered before."""
+    def serve_arrived(self) -> None:
+        """Serve, at the end of a read, who waits for what came with it; whoever sent it was answered."""
         if self._arrived:
-            sender.flush()
             self._wake()
 
     def wake(self, topic: str) -> None:
@@ -130,19 +129,24 @@ class PopWait:
 
     def _alarm(self, line: Line) -> None:
         del self._alarms[line]
-        self._serve(line)
+        self._serve([line])
 
     def _wake(self) -> None:
         topics, self._arrived = self._arrived, set()
-        for line in {line for topic in topics for line in self._topics.get(topic, ())}:
-            self._serve(line)
+        self._serve({line for topic in topics for line in self._topics.get(topic, ())})
 
-    def _serve(self, line: Line) -> None:
-        for waiter in list(self._lines.get(line, ())):
-            if not self._try(waiter, False):
-                break
-            self._remove(waiter)
-            self._send(waiter.connection)  # before the next one, which mostly finds nothing, is tried
+    def _serve(self, lines: Iterable[Line]) -> None:
+        served: dict[Connection, None] = {}
+        for line in lines:
+            for waiter in list(self._lines.get(line, ())):
+                if not self._try(waiter, False):
+                    break
+                self._remove(waiter)
+                if not served:  # mostly there is one message, and the next one finds nothing
+                    self._send(waiter.connection)
+                served[waiter.connection] = None
+        for connection in served:
+            self._send(connection)
 
     def _late(self, waiter: Waiter) -> None:
         self._remove(waiter)

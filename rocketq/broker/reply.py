@@ -124,7 +124,7 @@ class Replies:
         }
         wait = properties.get(props.WAIT) != "false"
         self._batch.reply(connection, request, encode_response(request, code, wrong, {**place, **ext}), wait=wait)
-        self._batch.end()
+        self._batch.end_and_flush(connection)
         return None  # answered when it is written
 
     async def _push(

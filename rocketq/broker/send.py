@@ -293,7 +293,7 @@ class Sender:
         except StoreFull as error:
             return self._refusal(request, ResponseCode.SERVICE_NOT_AVAILABLE, full_remark(error))
         answer = self._single(connection, request, saved=True)
-        self._batch.end()
+        self._batch.end_and_flush(connection)
         return await answer if isinstance(answer, Awaitable) else answer
 
     def accept(self, connection: Connection, header: SendHeader | SendHeaderV2, body: bytes) -> int:

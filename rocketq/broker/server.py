@@ -155,7 +155,7 @@ class Broker:
         )
         self.revive_log = ReviveLog(config, self.store, self.offsets, clock_ms)
         self.offsets.revive_topic = self.revive_log.topic
-        self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end_read)
+        self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end_and_flush)
         self.revive = Revive(self.store, self.topics, self.groups, self.revive_log, clock_ms)
         self.holders = Holders(self.revive_log, self.pop_wait, self.revive.schedule, clock_ms)
         self.pop = Pop(
@@ -466,8 +466,8 @@ class Broker:
         return handler(connection, request)
 
     def end_batch(self, connection: Connection) -> None:
-        self.batch.end_read(connection)
-        self.pop_wait.serve_arrived(connection)
+        self.batch.end_and_flush(connection)
+        self.pop_wait.serve_arrived()
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)

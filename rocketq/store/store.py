@@ -121,7 +121,7 @@ class MessageStore(Reader):
         self._tail = 0
         self._room = 0
         self._table = self.consume_queues.table
-        # batches that wait for the disk
+        # batches that wait for `advance`, with SYNC_FLUSH for the disk
         self._undispatched: deque[tuple[int, list[Appended]]] = deque()
         #: how many messages these are
         self.undispatched = 0

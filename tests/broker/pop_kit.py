@@ -145,7 +145,7 @@ class PopKit:
         offsets.revive_topic = self.log.topic
         self.log.store_host = batch.store_host
         self.revive = Revive(store, topics, groups, self.log, clock)
-        wait = PopWait(0, 0, batch.end_read)
+        wait = PopWait(0, 0, batch.end_and_flush)
         wait.wake_line = lambda line, seconds: None  # type: ignore[method-assign]
         clients = Clients(settings, groups, topics, lambda: 0.0)
         holders = Holders(self.log, wait, lambda: None, clock)

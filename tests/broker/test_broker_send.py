@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import struct
 import sys
 import time
@@ -20,6 +21,7 @@ from rocketq.errors import StoreError, StoreFull
 from rocketq.message import parse_offset_message_id
 from rocketq.properties import encode_properties
 from rocketq.remoting.codes import BINARY, JSON
+from rocketq.store.store import Appended
 
 ADDED = {"MSG_REGION": "DefaultRegion", "TRACE_ON": "true", "CLUSTER": "DefaultCluster"}
 
@@ -79,6 +81,27 @@ def test_many_requests_of_one_write_are_answered_in_one_batch(tmp_path: Path) ->
         answers = [await wire.answer(opaque) for opaque in opaques]
         assert [answer.ext["queueOffset"] for answer in answers] == [str(offset) for offset in range(1, 101)]
         assert writes < 20, "requests that arrive together are written together"
+
+    with_broker(tmp_path, test)
+
+
+def test_an_answer_has_left_when_its_message_becomes_readable(tmp_path: Path) -> None:
+    """The producer goes on while the broker makes entries of its message."""
+
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.store("T")
+        seen: list[bool] = []
+        arrive = broker.store.on_arrive
+        assert arrive is not None
+
+        def arrived(batch: list[Appended]) -> None:
+            for ready in select.select([wire.writer.get_extra_info("socket").fileno()], [], [], 5)[0]:
+                seen.append(bool(ready))
+            arrive(batch)
+
+        broker.store.on_arrive = arrived
+        await wire.store("T")
+        assert seen == [True]
 
     with_broker(tmp_path, test)
 

@@ -106,6 +106,26 @@ def test_what_comes_after_comes_after_the_files(round_: Round, monkeypatch: pyte
         os.close(into)
 
 
+def test_what_comes_after_does_not_take_the_next_ones_along(round_: Round) -> None:
+    """What is asked for while files are looked at comes after those of the next round."""
+    waits = round_.hub.poller.poll
+
+    def polled(timeout: float) -> Any:
+        found = waits(timeout)
+        rounds.append(len(round_.said))
+        if len(rounds) == 1:
+            round_.calls.after(round_.say("second"))
+        return found
+
+    rounds: list[int] = []
+    round_.hub.poller.poll = polled
+    round_.calls.after(round_.say("first"))
+    for _ in range(4):
+        round_.hub.run_once()
+    assert round_.said == ["first", "second"]
+    assert rounds[:3] == [0, 1, 2]
+
+
 def test_what_is_asked_in_the_same_turn_is_done_in_it(round_: Round) -> None:
     round_.calls.soon(lambda: round_.calls.soon(lambda: round_.calls.post(round_.say("posted"))))
     round_.hub.run_once()

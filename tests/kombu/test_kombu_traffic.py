@@ -16,13 +16,15 @@ from servers import ServerProcess, wait_until
 from rocketq.client.admin import Admin
 from rocketq.client.sync_producer import Producer
 from rocketq.errors import RequestTimeout
-from rocketq.message import Message
+from rocketq.message import ReceivedMessage
+from rocketq.record import CorruptRecord
 from rocketq.remoting.blocking import BlockingClient
 from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq_kombu import channel, publishing
 from rocketq_kombu.engine import Engine
 from rocketq_kombu.names import topic_of
+from rocketq_kombu.registry import Registry
 from rocketq_kombu.sources import WorkSource
 
 NUMBER = 64
@@ -187,17 +189,15 @@ def test_a_broken_connection_loses_nothing_that_can_still_be_sent(url: str, serv
 def test_a_worker_in_the_process_of_a_publisher_lets_it_go_on_first(
     url: str, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    """Here the message is there before its publisher is told, who is told as soon as it is delivered, if it ever is."""
-    monkeypatch.setattr(publishing, "_PATIENCE", patience)
+    """Here the message is there before its publisher has asked NameServers for what it needs next."""
+    monkeypatch.setattr(publishing, "PATIENCE", patience)
     queue = kombu.Queue("goes_on", routing_key="goes_on")
     arrived, delivered = threading.Event(), threading.Event()
-    send, take = Producer.send, WorkSource.take
+    take = WorkSource.take
 
-    def told_late(self: Producer, message: Message, **options: Any) -> Any:
-        result = send(self, message, **options)
+    def slow(self: Registry) -> None:
         assert arrived.wait(30)
         too_soon.append(delivered.wait(0.1 if patience > 1 else 30))
-        return result
 
     def taken(self: WorkSource, answer: Command, address: str) -> bool:
         arrived.set()
@@ -207,7 +207,7 @@ def test_a_worker_in_the_process_of_a_publisher_lets_it_go_on_first(
     with kombu.Connection(url) as connection, kombu.Connection(url) as other:
         with consuming(connection, queue) as got:
             assert turn_until(connection, lambda: connection.transport.engine._links)
-            monkeypatch.setattr(Producer, "send", told_late)
+            monkeypatch.setattr(Registry, "look_ahead", slow)
             monkeypatch.setattr(WorkSource, "take", taken)
             publisher = threading.Thread(
                 target=publish, args=(other, queue, 1), kwargs={"correlation_id": "task-1"}
@@ -251,3 +251,24 @@ def test_a_message_that_cannot_be_read_is_a_dead_letter_and_others_come(
         wait_until(lambda: dead in admin.topics(), what="the topic of the dead letters")
         (place,) = admin.topic_status(dead).values()
     assert place.max_offset == 2
+
+
+def test_a_message_whose_properties_cannot_be_read_does_not_keep_others_from_coming(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = channel.let_publisher_go_on
+
+    def damaged(message: ReceivedMessage, since: float) -> None:
+        if b"spoilt" in message.body:
+            raise CorruptRecord("its properties are not UTF-8")
+        read(message, since)
+
+    monkeypatch.setattr(channel, "let_publisher_go_on", damaged)
+    queue = kombu.Queue("damaged", routing_key="damaged")
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, "before", "spoilt", "behind")
+        with consuming(connection, queue) as got:
+            assert turn_until(connection, lambda: len(got) == 2)
+        assert [body for body, _ in got] == ["before", "behind"]
+        with connection.channel() as rest:
+            assert rest.queue_declare(queue="damaged", passive=True).message_count == 0
