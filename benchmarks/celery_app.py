@@ -1,11 +1,12 @@
 """What the Celery benchmark's workers run and its publisher sends; the broker is `CELERY_BENCH_BROKER`.
 
-    python benchmarks/celery_app.py publish QUEUE NUMBER         as fast as it goes
-    python benchmarks/celery_app.py pace QUEUE NUMBER RATE       so many a second
-    python benchmarks/celery_app.py eta QUEUE NUMBER FROM OVER   due FROM seconds from now, spread over OVER seconds
-    python benchmarks/celery_app.py hold QUEUE NUMBER SECONDS    tasks that take so long
+    python benchmarks/celery_app.py publish QUEUE         as fast as it goes
+    python benchmarks/celery_app.py pace QUEUE RATE       so many a second
+    python benchmarks/celery_app.py eta QUEUE FROM OVER   due FROM seconds from now, spread over OVER seconds
+    python benchmarks/celery_app.py hold QUEUE SECONDS    tasks that take so long
 
-Prints the seconds that publishing took. Tasks append what they have to say to the file `CELERY_BENCH_JOURNAL`.
+Publishes as many tasks as each line of its input says, and prints the seconds that took. Tasks append what they have to
+say to the file `CELERY_BENCH_JOURNAL`.
 """
 
 from __future__ import annotations
@@ -62,26 +63,32 @@ def hold(number: int, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def publish(kind: str, number: int, rest: list[float], options: dict[str, object]) -> float:
+    """The seconds that it took."""
+    began = time.time()
+    for index in range(number):
+        if kind == "publish":
+            nothing.apply_async((index, 100), **options)
+        elif kind == "pace":
+            time.sleep(max(0.0, began + index / rest[0] - time.time()))
+            late.apply_async((time.time(),), **options)
+        elif kind == "eta":
+            due = began + rest[0] + rest[1] * index / number
+            eta = datetime.fromtimestamp(due, timezone.utc)
+            late.apply_async((due,), eta=eta, **options)
+        elif kind == "hold":
+            hold.apply_async((index, rest[0]), **options)
+    return time.time() - began
+
+
 def main() -> None:
-    kind, queue, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    rest = [float(text) for text in sys.argv[4:]]
+    kind, queue, *rest = sys.argv[1:]
+    numbers = [float(text) for text in rest]
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
         options = {"queue": queue, "producer": producer}
         nothing.apply_async((1, 2), **options)  # connects and declares; notes nothing
-        began = time.time()
-        for index in range(number):
-            if kind == "publish":
-                nothing.apply_async((index, 100), **options)
-            elif kind == "pace":
-                time.sleep(max(0.0, began + index / rest[0] - time.time()))
-                late.apply_async((time.time(),), **options)
-            elif kind == "eta":
-                due = began + rest[0] + rest[1] * index / number
-                eta = datetime.fromtimestamp(due, timezone.utc)
-                late.apply_async((due,), eta=eta, **options)
-            elif kind == "hold":
-                hold.apply_async((index, rest[0]), **options)
-        print(time.time() - began)
+        for line in sys.stdin:
+            print(publish(kind, int(line), numbers, options), flush=True)
 
 
 if __name__ == "__main__":

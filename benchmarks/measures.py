@@ -60,6 +60,8 @@ class Scenario:
     targets: list[Target] = field(default_factory=list)
     restart: bool = False  # every round on freshly started servers, same store
     rounds: int | None = None  # when fewer than usual are enough
+    turns: int = 1  # so many times the usual rounds, which are short
+    close: Callable[[], None] = lambda: None  # ends what rounds have in common
 
 
 def higher_is_better(metric: str) -> bool:

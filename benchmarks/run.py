@@ -103,8 +103,14 @@ class Run:
         return True
 
     def repeat(self, scenario: Scenario, once: Callable[[Scenario, str], Figures | None]) -> report.Rounds:
+        try:
+            return self.all_rounds(scenario, once)
+        finally:
+            scenario.close()
+
+    def all_rounds(self, scenario: Scenario, once: Callable[[Scenario, str], Figures | None]) -> report.Rounds:
         rounds: report.Rounds = {}
-        for number in range(min(scenario.rounds or self.rounds, self.rounds)):
+        for number in range(min(scenario.rounds or self.rounds, self.rounds) * scenario.turns):
             names = [n for n in self.names if n in scenario.servers]
             for name in names if number % 2 == 0 else reversed(names):
                 figures = once(scenario, name)

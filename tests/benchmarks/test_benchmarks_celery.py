@@ -23,9 +23,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["publish", "drain-64", "latency", "eta"])
 def test_a_scenario_measures(server: Any, name: str) -> None:
-    scale = celery_measures.CeleryScale(tasks=500, paced=100, etas=50, eta_from=3.0, eta_over=1.0)
+    scale = celery_measures.CeleryScale(tasks=500, turn=50, paced=50, etas=50, eta_from=3.0, eta_over=1.0)
     (scenario,) = [one for one in celery_measures.scenarios(scale) if one.name == name]
-    figures = scenario.measure(server, None)  # type: ignore[arg-type]
+    try:
+        figures = scenario.measure(server, None)  # type: ignore[arg-type]
+    finally:
+        scenario.close()
     assert all(target.metric in figures for target in scenario.targets)
     if name == "eta":
         assert figures["earliest ms"] >= 0
