@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
@@ -103,22 +104,19 @@ class Run:
         return True
 
     def repeat(self, scenario: Scenario, once: Callable[[Scenario, str], Figures | None]) -> report.Rounds:
-        try:
-            return self.all_rounds(scenario, once)
-        finally:
-            scenario.close()
-
-    def all_rounds(self, scenario: Scenario, once: Callable[[Scenario, str], Figures | None]) -> report.Rounds:
         rounds: report.Rounds = {}
-        for number in range(min(scenario.rounds or self.rounds, self.rounds) * scenario.turns):
-            names = [n for n in self.names if n in scenario.servers]
-            for name in names if number % 2 == 0 else reversed(names):
-                figures = once(scenario, name)
-                if figures is None:
-                    continue
-                rounds.setdefault(name, []).append(figures)
-                shown = ", ".join(f"{k} {report.show(v)}" for k, v in figures.items() if k not in report.HIDDEN)
-                say(f"  {scenario.name:17} round {number + 1} {name:9} {shown}")
+        with closing(scenario):
+            for number in range(min(scenario.rounds or self.rounds, self.rounds) * scenario.turns):
+                names = [n for n in self.names if n in scenario.servers]
+                for name in names if number % 2 == 0 else reversed(names):
+                    figures = once(scenario, name)
+                    if figures is None:
+                        continue
+                    rounds.setdefault(name, []).append(figures)
+                    shown = ", ".join(
+                        f"{k} {report.show(v)}" for k, v in figures.items() if k not in report.HIDDEN
+                    )
+                    say(f"  {scenario.name:17} round {number + 1} {name:9} {shown}")
         return rounds
 
     def on_running(self, scenario: Scenario, server: Server | None) -> Figures | None:

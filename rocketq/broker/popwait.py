@@ -137,14 +137,17 @@ class PopWait:
 
     def _serve(self, lines: Iterable[Line]) -> None:
         served: dict[Connection, None] = {}
+        first = True
         for line in lines:
             for waiter in list(self._lines.get(line, ())):
                 if not self._try(waiter, False):
                     break
                 self._remove(waiter)
-                if not served:  # mostly there is one message, and the next one finds nothing
+                if first:  # mostly there is one message, and the next one finds nothing
                     self._send(waiter.connection)
-                served[waiter.connection] = None
+                    first = False
+                else:
+                    served[waiter.connection] = None
         for connection in served:
             self._send(connection)
 

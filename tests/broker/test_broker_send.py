@@ -95,8 +95,7 @@ def test_an_answer_has_left_when_its_message_becomes_readable(tmp_path: Path) ->
         assert arrive is not None
 
         def arrived(batch: list[Appended]) -> None:
-            for ready in select.select([wire.writer.get_extra_info("socket").fileno()], [], [], 5)[0]:
-                seen.append(bool(ready))
+            seen.append(bool(select.select([wire.writer.get_extra_info("socket").fileno()], [], [], 5)[0]))
             arrive(batch)
 
         broker.store.on_arrive = arrived

@@ -26,7 +26,7 @@ class NameServers:
         return self.text
 
 
-class Watch:
+class Clock:
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
 
@@ -35,17 +35,17 @@ class Watch:
 
 
 @pytest.fixture
-def told() -> tuple[NameServers, Watch, Registry]:
-    servers, watch = NameServers(), Watch()
-    return servers, watch, Registry(cast(Admin, cast(Any, servers)), "/", watch)
+def told() -> tuple[NameServers, Clock, Registry]:
+    servers, clock = NameServers(), Clock()
+    return servers, clock, Registry(cast(Admin, cast(Any, servers)), "/", clock)
 
 
-def test_who_publishes_often_never_waits_for_a_nameserver(told: tuple[NameServers, Watch, Registry]) -> None:
-    servers, watch, registry = told
+def test_who_publishes_often_never_waits_for_a_nameserver(told: tuple[NameServers, Clock, Registry]) -> None:
+    servers, clock, registry = told
     registry.place("q")
     asked = servers.asked
     for _ in range(50):
-        watch.now += 0.1
+        clock.now += 0.1
         before = servers.asked
         registry.place("q")
         assert servers.asked == before
@@ -54,31 +54,31 @@ def test_who_publishes_often_never_waits_for_a_nameserver(told: tuple[NameServer
     assert 9 <= asked <= 11, "every half second"
 
 
-def test_what_is_too_old_is_asked_for_first(told: tuple[NameServers, Watch, Registry]) -> None:
-    servers, watch, registry = told
+def test_what_is_too_old_is_asked_for_first(told: tuple[NameServers, Clock, Registry]) -> None:
+    servers, clock, registry = told
     registry.place("q")
-    watch.now += 0.6
+    clock.now += 0.6
     registry.place("q")
-    watch.now += 0.6
+    clock.now += 0.6
     registry.place("q")
     registry.look_ahead()
     assert servers.asked == 2, "and not once more afterwards"
 
 
-def test_nobody_is_told_of_an_answer_that_he_does_not_need_yet(told: tuple[NameServers, Watch, Registry]) -> None:
-    servers, watch, registry = told
+def test_nobody_is_told_of_an_answer_that_he_does_not_need_yet(told: tuple[NameServers, Clock, Registry]) -> None:
+    servers, clock, registry = told
     registry.place("q")
-    watch.now += 0.6
+    clock.now += 0.6
     registry.place("q")
     registry.place("p")
     servers.text = "not ours"
     registry.look_ahead()
     assert servers.asked == 3
-    watch.now += 0.6
+    clock.now += 0.6
     with pytest.raises(ValueError, match="malformed"):
         registry.place("q")
     servers.away = True
-    watch.now += 60
+    clock.now += 60
     assert registry.place("q") is None, "what was known before"
     with pytest.raises(ConnectFailed):
         registry.place("new")
