@@ -30,3 +30,9 @@ def url(server: ServerProcess) -> str:
 def late() -> float:
     """Seconds that the machine may take beyond the end of a lease."""
     return 10.0
+
+
+@pytest.fixture
+def overtakes() -> int:
+    """Messages of a queue with priorities that may come before one of a higher priority."""
+    return 0

@@ -29,3 +29,9 @@ def url(apache: Apache, name: str) -> str:
 def late() -> float:
     """Apache's broker looks for leases that ended every second, and waits for more in its timer."""
     return 20.0
+
+
+@pytest.fixture
+def overtakes() -> int:
+    """Apache's broker skips what it is just committing the acknowledgements of; in any order there would be 200."""
+    return 5
