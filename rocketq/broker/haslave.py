@@ -146,13 +146,13 @@ class HaSlave:
         self._read_ms = int(time.time() * 1000)
         self._received += len(data)
         for piece in pieces.feed(data):
-            if not self.connected:
-                self.connected, self._said = True, ""
-                log.info("following master %s from %d on", self.master, store.written_offset)
             if piece.data:
                 store.append_raw(piece.offset, piece.data)
             elif store.written_offset not in (0, piece.offset):
                 raise HaStreamError(f"it is at {piece.offset}, and this log ends at {store.written_offset}")
+            if not self.connected:  # only now: what refuses every attempt is told once
+                self.connected, self._said = True, ""
+                log.info("following master %s from %d on", self.master, piece.offset)
         if not self._sync:
             self._progress()
 

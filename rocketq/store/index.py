@@ -8,6 +8,9 @@ time, int32 number of the slot's entry before.
 Keys of a message, in this order: `topic#uniqueId`, `topic#key` for each word of KEYS, `topic#T#tags`. Messages are
 collected and entered together; slots are written later than entries, many at a time. After an unclean stop the slots
 are computed anew from the entries, which are cut back to those that are known to be on disk.
+
+What cannot be written waits in memory, where it is found, and is entered once: what is known of a file changes when
+its entries are written, and a write that failed is repeated in the same place.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from operator import mul
 
@@ -165,8 +169,17 @@ class IndexFile:
         return self._files.size(self._open()) == 0
 
     def create(self) -> None:
-        self._fd = self._files.open(self.path, create=True)
-        self._files.truncate(self._fd, self.size)
+        """Make the file. Raises OSError; nothing is left of it then, where that can be."""
+        files = self._files
+        fd = files.open(self.path, create=True)
+        try:
+            files.truncate(fd, self.size)
+        except OSError:
+            files.close(fd)
+            with suppress(OSError):  # the next start removes an empty one
+                files.unlink(self.path)
+            raise
+        self._fd = fd
 
     def _open(self) -> int:
         if self._fd < 0:
@@ -184,19 +197,28 @@ class IndexFile:
         return self._mapping
 
     def add(self, items: list[tuple[int, int, int]]) -> int:
-        """Enter (hash, physical offset, store time) until the file is full; returns how many were entered."""
+        """Enter (hash, physical offset, store time) until the file is full; returns how many were entered.
+
+        Raises OSError; none is entered then.
+        """
+        heads = self._heads
+        if len(heads) >= _MAX_HEADS:
+            self.flush()
         items = items[: self.capacity - self.count]
         slots, count, used = self.slots, self.count, self.used_slots
         begin = self.begin_timestamp
         mapping = self._slot_map()
-        heads = self._heads
+        changed: dict[int, int] = {}
         unpack, pack = _INT.unpack_from, ENTRY.pack
         entries = []
         offset = timestamp = 0
         for value, offset, timestamp in items:
             slot = value % slots
-            before = heads.get(slot)
-            if before is None:
+            if slot in changed:
+                before = changed[slot]
+            elif slot in heads:
+                before = heads[slot]
+            else:
                 (before,) = unpack(mapping, HEADER.size + 4 * slot)
                 if not 0 < before <= count:
                     before = 0
@@ -205,23 +227,23 @@ class IndexFile:
             if 0 < begin < timestamp - 999:
                 seconds = min((timestamp - begin) // 1000, 0x7FFFFFFF)
             entries.append(pack(value, offset, seconds, before))
-            heads[slot] = count
+            changed[slot] = count
             if count == 1:
-                self.begin_offset = offset
-                self.begin_timestamp = begin = timestamp
+                begin = timestamp
             count += 1
         self._files.pwrite(self._open(), b"".join(entries), self._entries_at + 20 * self.count)
+        heads.update(changed)
+        if self.count == 1:
+            _, self.begin_offset, self.begin_timestamp = items[0]
         self.count, self.used_slots = count, used
         self.end_offset, self.end_timestamp = offset, timestamp
-        if len(heads) >= _MAX_HEADS or count >= self.capacity:
-            self.flush()
         return len(items)
 
-    def flush(self) -> None:
-        """Write the slots that changed, page by page, and the header."""
+    def flush(self) -> bool:
+        """Write the slots that changed, page by page, and the header; False: none has."""
         heads = self._heads
         if not heads:
-            return
+            return False
         pages: dict[int, list[int]] = {}
         for slot in heads:
             pages.setdefault(slot // _SLOTS_PER_PAGE, []).append(slot)
@@ -238,6 +260,7 @@ class IndexFile:
             files.pwrite(fd, content, at)
         self._write_header()
         heads.clear()
+        return True
 
     def _write_header(self) -> None:
         header = HEADER.pack(
@@ -324,8 +347,8 @@ class IndexFile:
     def close(self) -> None:
         self._mapping = None
         if self._fd >= 0:
-            self._files.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
 
 
 class Index:
@@ -338,6 +361,7 @@ class Index:
         self._files = files
         self.files: list[IndexFile] = []
         self._pending: list[Appended] = []
+        self._items: list[tuple[int, int, int]] = []  # of messages that were pending, not entered yet
         self._changed: set[str] = set()
         self._new_file = False
         self.enabled = True
@@ -368,6 +392,7 @@ class Index:
     def cut(self, offset: int) -> None:
         """After an unclean stop: forget what belongs to records from `offset` on."""
         self._pending.clear()
+        self._items.clear()
         while self.files:
             file = self.files[-1]
             # one without entries lacks its header: it is newer than the checkpoint
@@ -405,25 +430,31 @@ class Index:
             self.build()
 
     def build(self) -> None:
-        """Enter the collected messages."""
-        if not self._pending:
-            return
-        items = index_items(self._pending)
+        """Enter the collected messages. What cannot be entered is kept for the next call."""
+        items = self._items
+        if self._pending:
+            items += index_items(self._pending)
+            self._pending.clear()
         while items:
             file = self.files[-1] if self.files else None
             if file is None or file.full:
                 file = self._roll(file)
             self._changed.add(file.path)
             del items[: file.add(items)]
-        self._pending.clear()
 
     def flush(self) -> None:
         """Enter the collected messages and write everything."""
         self.build()
         if self.files:
-            self.files[-1].flush()
+            self._write_slots(self.files[-1])
+
+    def _write_slots(self, file: IndexFile) -> None:
+        if file.flush():
+            self._changed.add(file.path)  # it may have been forced to disk since its last entry
 
     def _roll(self, full: IndexFile | None) -> IndexFile:
+        if full is not None:
+            self._write_slots(full)
         now = time.time()
         number = int(time.strftime("%Y%m%d%H%M%S", time.localtime(now))) * 1000 + int(now * 1000) % 1000
         if full is not None:  # names sort by age, also when the clock was set back
@@ -433,19 +464,23 @@ class Index:
         file = IndexFile(path, self._slots, self._capacity, self._files)
         file.create()
         self._new_file = True
+        self.files.append(file)
         if full is not None:
             # as in Apache's: the first entry's seconds count from the former file's end
             file.begin_timestamp = file.end_timestamp = full.end_timestamp
             file.begin_offset = file.end_offset = full.end_offset
             full.close()
-        self.files.append(file)
         return file
 
     def find(self, key: str, begin: int, end: int, max_count: int) -> list[int]:
         """Physical offsets of the newest records under a whole key like `topic#key`, each once."""
-        self.build()
+        with suppress(OSError):  # the next flush tells of it; what waits is found as well
+            self.build()
         value = key_hash(key)
         found: dict[int, None] = {}
+        for own, offset, timestamp in reversed(self._items):
+            if own == value and begin <= timestamp <= end and len(found) < max_count:
+                found[offset] = None
         for file in reversed(self.files):
             if len(found) >= max_count:
                 break

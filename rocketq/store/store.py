@@ -435,12 +435,15 @@ class MessageStore(Reader):
         """Write bytes of the log that this store follows. Whole records become readable, as in :meth:`write`.
 
         They have to begin where this log ends; an empty one begins with them. Raises StoreError when they do not, or
-        cannot be part of a log whose files have this store's size, or cannot be written; nothing is written then.
+        cannot be part of a log whose files have this store's size, or cannot be written, and StoreFull until
+        :meth:`maintain` finds room again; nothing is written then.
         """
         assert self._following is not None
         flusher = self._flusher
         if self._broken or flusher.failure:
             raise StoreError(self._broken or flusher.failure)
+        if self._full:  # entries that cannot be written are kept in memory
+            raise StoreFull(self._full)
         end = offset + len(data)
         size = self.config.mapped_file_size_commit_log
         begins = not flusher.written and (offset > 0 or not self.log.files)

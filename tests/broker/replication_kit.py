@@ -15,6 +15,7 @@ from broker_wire import Wire, config
 from rocketq.broker.server import Broker
 from rocketq.config import NamesrvConfig
 from rocketq.namesrv.server import NameServer
+from rocketq.store.files import Files
 
 
 async def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
@@ -27,7 +28,7 @@ async def until(condition: Callable[[], Any], what: str, timeout: float = 20.0) 
 
 
 class Cluster:
-    """Brokers `broker-a` under one NameServer. `start` takes what differs: role, id, directory."""
+    """Brokers `broker-a` under one NameServer. `start` takes what differs: role, id, directory, disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,7 +37,11 @@ class Cluster:
         self.wires: list[Wire] = []
 
     async def start(
-        self, name: str, clock_ms: Callable[[], int] | None = None, **settings: Any
+        self,
+        name: str,
+        clock_ms: Callable[[], int] | None = None,
+        files: Files | None = None,
+        **settings: Any,
     ) -> tuple[Broker, Wire]:
         assert self.namesrv is not None
         defaults = {
@@ -46,7 +51,7 @@ class Cluster:
             "mapped_file_size_commit_log": 1 << 20,
         }
         clock = {"clock_ms": clock_ms} if clock_ms else {}
-        broker = Broker(config(self.root / name, **(defaults | settings)), **clock)
+        broker = Broker(config(self.root / name, **(defaults | settings)), files=files, **clock)
         await broker.start()
         self.brokers.append(broker)
         wire = await Wire.connect(broker.port)

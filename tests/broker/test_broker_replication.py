@@ -7,10 +7,12 @@ import time
 
 import pytest
 from replication_kit import RawSlave, caught_up, cluster, log_bytes, until
+from test_broker_faults import FullDisk
 
 from rocketq.client import PushConsumer
 from rocketq.config import BrokerConfig
 from rocketq.errors import ConfigError
+from rocketq.store.files import OsFiles
 
 
 def run(test, tmp_path):
@@ -360,6 +362,47 @@ def test_a_slave_of_another_log_says_so_and_writes_nothing(tmp_path, caplog):
         await wire.store("T", b"y")
         await until(lambda: "cannot follow" in caplog.text, "the master's error", 30)
         assert log_bytes(slave) == before
+
+    run(test, tmp_path)
+
+
+class ReservedDisk(FullDisk):
+    """The log's blocks are reserved, so that only what is made from it cannot be written while the disk is full."""
+
+    def pwritev(self, fd, buffers, offset):
+        OsFiles.pwrite(self, fd, b"".join(buffers), offset)
+
+
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+@pytest.mark.parametrize("disk", [FullDisk, ReservedDisk])
+def test_a_slave_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    tmp_path, disk, flush, caplog, monkeypatch
+):
+    monkeypatch.setattr("rocketq.broker.haslave._AFTER_ERROR", 0.1)
+    caplog.set_level("INFO", "rocketq.broker")
+    slaves_disk = disk()
+
+    async def test(made):
+        master, wire = await made.master()
+        slave, _ = await made.slave(flush_disk_type=flush, files=slaves_disk)
+        await caught_up(master, slave)
+        slaves_disk.full = True
+        attempts = caplog.text.count("follows from")
+        sent, deadline = 0, time.monotonic() + 20
+        while caplog.text.count("follows from") < attempts + 5:
+            assert time.monotonic() < deadline, "the slave takes everything"
+            assert (await wire.store("T", properties={"KEYS": f"k{sent}"})).code == 0
+            sent += 1
+        assert slave.store.readable < master.store.readable
+        slaves_disk.full = False
+        await caught_up(master, slave)
+        assert log_bytes(slave) == log_bytes(master)
+        for number in range(sent):
+            assert len(slave.store.query("T", f"k{number}", begin=0, end=2**62, max_count=9).buffers) == 1
+        said = [record.message for record in caplog.records if "cannot be copied" in record.message]
+        assert all("No space left on device" in text for text in said)
+        assert "writing goes on by itself" in said[-1]
+        assert len(said) < 5  # not at every attempt
 
     run(test, tmp_path)
 

@@ -171,11 +171,73 @@ def test_index_and_queue_files_that_cannot_be_written_stop_writes_but_lose_nothi
     store.maintain()
     assert not store.writable
     assert bodies(store) == sent
+    assert under_key(store) == 20
     disk.failing, disk.free = {}, 1 << 40
     store.maintain()
     assert store.writable
+    assert under_key(store) == 20
     store.close()
-    assert bodies(opened()) == sent
+    store = opened()
+    assert bodies(store) == sent
+    assert under_key(store) == 20
+
+
+def under_key(store):
+    return len(store.query("T", "k", begin=0, end=1 << 60, max_count=64).buffers)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_few_messages_are_taken_while_their_index_entries_cannot_be_written(opened, disk, number):
+    store = opened(files=disk)
+    disk.failing = {"pwrite": number}
+    disk.pwritev = lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers), offset)  # its blocks are reserved
+    disk.free = 0
+    for _ in range(64):  # as many as are collected
+        send(store, keys="k")
+    for _ in range(3):
+        with pytest.raises(StoreFull, match=os.strerror(number)):
+            send(store, keys="k")
+        store.maintain()
+    assert under_key(store) == 64
+    disk.failing, disk.free = {}, 1 << 40
+    store.maintain()
+    send(store, body=b"after")
+    store.close()
+    store = opened()
+    assert len(bodies(store)) == 65
+    assert under_key(store) == 64
+
+
+def test_little_of_another_log_is_taken_while_its_entries_cannot_be_written(opened, disk, tmp_path):
+    opener = Opener(tmp_path / "master")
+    master = opener()
+    for n in range(200):
+        send(master, body=b"%d" % n, keys="k" if n % 4 else None, unique_id=f"U{n}")
+    copy = opened(files=disk, follows=True)
+    disk.failing = {"pwrite": errno.EIO}
+    disk.pwritev = lambda fd, buffers, offset: os.pwrite(fd, b"".join(buffers), offset)  # its blocks are reserved
+    disk.free = 0
+
+    def transfer():
+        while copy.written_offset < master.readable:
+            copy.append_raw(copy.written_offset, bytes(master.raw(copy.written_offset, 100)))
+
+    with pytest.raises(StoreFull, match=os.strerror(errno.EIO)):
+        transfer()
+    taken = bodies(copy)
+    assert len(taken) == 64
+    copy.maintain()
+    with pytest.raises(StoreFull):
+        transfer()
+    assert bodies(copy) == taken
+    disk.failing, disk.free = {}, 1 << 40
+    copy.maintain()
+    transfer()
+    assert bodies(copy) == bodies(master)
+    for n in range(0, 200, 10):
+        found = [store.query("T", f"U{n}", begin=0, end=1 << 60, max_count=9) for store in (master, copy)]
+        assert found[0].buffers == found[1].buffers != []
+    opener.close()
 
 
 def test_a_long_queue_that_cannot_be_written_leaves_no_message_of_its_batch_out(opened, disk, monkeypatch):
