@@ -33,6 +33,12 @@ def late() -> float:
 
 
 @pytest.fixture
+def settles() -> float:
+    """Seconds until what the broker has answered shows in what it counts and lists: ours answers after that."""
+    return 0.0
+
+
+@pytest.fixture
 def overtakes() -> int:
     """Messages of a queue with priorities that may come before one of a higher priority."""
     return 0

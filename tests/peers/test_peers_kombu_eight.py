@@ -32,6 +32,12 @@ def late() -> float:
 
 
 @pytest.fixture
+def settles() -> float:
+    """Apache's broker answers first."""
+    return 60.0
+
+
+@pytest.fixture
 def overtakes() -> int:
     """Apache's broker skips what it is just committing the acknowledgements of; in any order there would be 200."""
     return 5
