@@ -140,11 +140,15 @@ def test_topics(server: Server, mqadmin: Mqadmin, name: str) -> None:
 
     assert "success" in mqadmin(f"updateOrderConf -t {name}_order -m delete")
     assert mqadmin(f"updateOrderConf -t {name}_order -m get").strip() == ""
-    for topic in (name, f"{name}_order"):
-        assert "success" in mqadmin(f"deleteTopic -c {CLUSTER} -t {topic}")
-        # what the broker was about to tell the NameServer of all its topics may have brought it back once more
-        wait_until(lambda topic=topic: route(mqadmin, topic) == [], f"{topic} is gone", 60)
-    assert not {name, f"{name}_order"} & set(mqadmin("topicList").split())
+    both = {name, f"{name}_order"}
+
+    def are_gone() -> bool:
+        for topic in both:
+            assert "success" in mqadmin(f"deleteTopic -c {CLUSTER} -t {topic}")
+        return not both & set(mqadmin("topicList").split()) and not any(route(mqadmin, topic) for topic in both)
+
+    # Apache's broker may just be telling the NameServer of all its topics, which brings them back: then once more
+    wait_until(are_gone, "both topics are gone", 60 if server.kind == "apache" else 0)
 
 
 def test_lists_of_topics_and_groups_from_files(
@@ -297,8 +301,9 @@ def test_offsets_move_to_a_time_to_the_end_and_to_another_group(
     wanted = {str(q): sum(m["queue"] == q and m["stored"] < middle for m in consumer.messages) for q in (0, 1)}
     assert moved == {q: str(n) for q, n in wanted.items()}
     # the group reads what it was given back, and nothing else
+    count = left()
     consumer = java.consume(server, name, group)
-    consumer.wait(left())
+    consumer.wait(count)
     assert sorted(m["queue_offset"] for m in consumer.stop() if m["queue"] == 0) == [
         *range(wanted["0"], int(ends["0"]))
     ]
