@@ -71,8 +71,8 @@ def test_javas_timer_messages_come_in_time_and_can_be_recalled(
         java.ask("Timers.send", text="seconds", delaySec=2, **at),
         java.ask("Timers.send", text="deliver", deliverMs=due["deliver"], **at),
     ]
-    recalled = java.ask("Timers.send", text="recalled", delayMs=4000, **at)
-    recalled_due = now_ms() + 4000
+    recalled = java.ask("Timers.send", text="recalled", delayMs=10_000, **at)
+    recalled_due = now_ms() + 10_000
     assert {result["status"] for result in [*sent, recalled]} == {"SEND_OK"}
     assert java.ask("Timers.recall", handle=recalled["handle"], **at) == recalled["id"]
     wait_until(lambda: len(came(client, server, name)) >= 3, "three timer messages")
@@ -87,12 +87,12 @@ def test_javas_timer_messages_come_in_time_and_can_be_recalled(
 
 def test_our_timer_messages_come_in_time_and_can_be_recalled(server: Server, client: GetClient, name: str) -> None:
     create_topic(server, name)
-    deliver = now_ms() + 4500
+    deliver = now_ms() + 12_000
     due = {"delay": now_ms() + 1200, "at": deliver}
     with producing(server) as producer:
         producer.send(Message(name, b"delay"), delay=1.2)
         producer.send(Message(name, b"at"), at=datetime.fromtimestamp(deliver / 1000, timezone.utc))
-        recalled = producer.send(Message(name, b"recalled"), delay=4.0)
+        recalled = producer.send(Message(name, b"recalled"), delay=10.0)
         assert recalled.recall_handle
         assert producer.recall(name, recalled.recall_handle) == recalled.message_id
         wait_until(lambda: len(came(client, server, name)) >= 2, "two timer messages")

@@ -41,7 +41,7 @@ def test_we_read_what_javas_clients_wrote(server: Server, client: GetClient, nam
     consumer.wait(1)
     consumer.stop()
     found = wait_until(
-        lambda: len(read := read_by_us(server, sent["message_id"])) >= 3 and read, "three records", 40, 0.5
+        lambda: len(read := read_by_us(server, sent["message_id"])) >= 3 and read, "three records", 60, 0.5
     )
     by_kind = {record["kind"]: record for record in found}
     pub, before, after = (by_kind[kind] for kind in ("Pub", "SubBefore", "SubAfter"))
@@ -65,5 +65,5 @@ def test_mqadmin_reads_what_our_clients_wrote(server: Server, client: GetClient,
     pattern = rf"Pub +PG_{name} .* success\s[\s\S]*Sub +G_{name} .* success\s"
     for message_id in (sent.message_id, keyed.message_id):
         wait_until(
-            lambda one=message_id: re.search(pattern, read_by_mqadmin(server, mqadmin, one)), "both lines", 40, 1
+            lambda one=message_id: re.search(pattern, read_by_mqadmin(server, mqadmin, one)), "both lines", 60, 1
         )
