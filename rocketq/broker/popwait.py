@@ -3,8 +3,8 @@
 Those that would be served alike (same group, topic, queue and filter) stand in one line. When something comes, the
 line is served from its head until one finds nothing: then neither would those behind it. Deadlines are met to the ms.
 
-A producer is told that its message is stored before a consumer gets it: what the consumer does with it mostly finds the
-producer behind its send.
+The first who gets what came gets it before its producer is told that it is stored, which is written by then; where
+several wait, the others get theirs after that. Where nobody waits the producer is told first.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class PopWait:
         if quiet and self._arrived:
             asyncio.get_running_loop().call_soon(self._wake)
 
-    def serve_arrived(self) -> None:
-        """Serve, at the end of a read, who waits for what came with it; whoever sent it was answered."""
+    def serve_arrived(self, answer: Callable[[], None]) -> None:
+        """Serve, at the end of a read, who waits for what came with it; `answer` who sent it after the first."""
         if self._arrived:
-            self._wake()
+            self._wake(answer)
 
     def wake(self, topic: str) -> None:
         """Something else than a message changed what may be given out of the topic."""
@@ -131,11 +131,11 @@ class PopWait:
         del self._alarms[line]
         self._serve([line])
 
-    def _wake(self) -> None:
+    def _wake(self, answer: Callable[[], None] | None = None) -> None:
         topics, self._arrived = self._arrived, set()
-        self._serve({line for topic in topics for line in self._topics.get(topic, ())})
+        self._serve({line for topic in topics for line in self._topics.get(topic, ())}, answer)
 
-    def _serve(self, lines: Iterable[Line]) -> None:
+    def _serve(self, lines: Iterable[Line], answer: Callable[[], None] | None = None) -> None:
         served: dict[Connection, None] = {}
         first = True
         for line in lines:
@@ -146,6 +146,8 @@ class PopWait:
                 if first:  # mostly there is one message, and the next one finds nothing
                     self._send(waiter.connection)
                     first = False
+                    if answer is not None:
+                        answer()
                 else:
                     served[waiter.connection] = None
         for connection in served:

@@ -466,8 +466,12 @@ class Broker:
         return handler(connection, request)
 
     def end_batch(self, connection: Connection) -> None:
-        self.batch.end_and_flush(connection)
-        self.pop_wait.serve_arrived()
+        if not self.pop_wait.count:
+            self.batch.end_and_flush(connection)
+            return
+        self.batch.end()
+        self.pop_wait.serve_arrived(connection.flush)
+        connection.flush()
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)

@@ -46,19 +46,19 @@ def served(messages: int, *waiting: tuple[str, Peer]) -> list[str]:
             waiter = Waiter(line(group), cast(Connection, cast(Any, peer)), serve(group, number))
             assert wait.add(waiter, ("T",), 60)
         wait.wake("T")
-        wait.serve_arrived()
+        wait.serve_arrived(lambda: happened.append("answer"))
         wait.stop()
 
     asyncio.run(main())
     return happened
 
 
-def test_an_answer_leaves_before_the_next_one_finds_nothing() -> None:
+def test_a_message_leaves_before_its_producer_is_answered_and_the_next_one_finds_nothing() -> None:
     peer = Peer("a")
-    assert served(1, ("g", peer), ("g", peer))[:3] == ["try g0", "send a", "try g1"]
+    assert served(1, ("g", peer), ("g", peer))[:4] == ["try g0", "send a", "answer", "try g1"]
 
 
 def test_the_others_of_a_connection_leave_together() -> None:
     peer, other = Peer("a"), Peer("b")
     happened = served(9, ("g", peer), ("g", peer), ("g", other), ("g", peer))
-    assert happened == ["try g0", "send a", "try g1", "try g2", "try g3", "send a", "send b"]
+    assert happened == ["try g0", "send a", "answer", "try g1", "try g2", "try g3", "send a", "send b"]
