@@ -466,12 +466,12 @@ class Broker:
         return handler(connection, request)
 
     def end_batch(self, connection: Connection) -> None:
-        if not self.pop_wait.count:
+        if self.pop_wait.count:  # served first: a consumer need not share a CPU with the producer then
+            self.batch.end()
+            self.pop_wait.serve_arrived(connection.flush)
+            connection.flush()  # where that served nobody
+        else:
             self.batch.end_and_flush(connection)
-            return
-        self.batch.end()
-        self.pop_wait.serve_arrived(connection.flush)
-        connection.flush()
 
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
