@@ -30,9 +30,10 @@ class Holder:
     later, which `leaving` waits for. It holds `points`, and in order `batches`: (topic, group, queue id) -> pop time.
     """
 
-    __slots__ = ("__weakref__", "batches", "connections", "grace", "leaving", "points")
+    __slots__ = ("__weakref__", "batches", "connections", "grace", "leaving", "name", "points")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.connections = 0
         self.grace = 0
         self.leaving: asyncio.TimerHandle | None = None

@@ -509,7 +509,7 @@ def _ring(queue_id: int, config: TopicConfig, priority: bool) -> Sequence[int]:
         return (queue_id,)
     if priority:
         return range(count - 1, -1, -1)
-    first = random.randrange(count) if count else 0
+    first = random.randrange(count) if count > 1 else 0
     return [(first - index) % count for index in range(count)]
 
 

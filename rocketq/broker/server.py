@@ -66,7 +66,8 @@ from rocketq.store.store import Appended, MessageStore
 
 log = logging.getLogger("rocketq.broker")
 
-#: Requests that add to the batch of their read; every other one is handled after the batch so far is written.
+#: Requests that add to the batch of their read; every other one is handled after the batch so far is written. A pop
+#: does not get what was sent in its own read, unless it waits.
 BATCHED = frozenset(
     {
         int(RequestCode.SEND_MESSAGE),
@@ -78,6 +79,7 @@ BATCHED = frozenset(
         int(RequestCode.BATCH_ACK_MESSAGE),
         int(RequestCode.CHANGE_MESSAGE_INVISIBLETIME),
         int(RequestCode.END_TRANSACTION),
+        int(RequestCode.POP_MESSAGE),
     }
 )
 #: Not served on the second port, which is for producers and operators (`BrokerController`).

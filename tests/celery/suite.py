@@ -8,8 +8,8 @@ Starts each broker anew, with a Redis of its own for the results. Takes half an 
 Celery's sources and what its tests import are fetched from PyPI, once, into ``$ROCKETQ_CELERY_CACHE`` (default
 ``~/.cache/rocketq-celery``).
 Prints passes and failures by broker and every test that did not end in the same way on all; the whole reports are left
-in the cache. Exit code 1 when rocketq passes fewer than another broker of the tests that run on both: some ask for a broker
-by name, and are skipped on all others.
+in the cache. Exit code 1 when rocketq passes fewer than another broker of the tests that run on both: some ask for a
+broker by name, and are skipped on all others.
 """
 
 from __future__ import annotations
