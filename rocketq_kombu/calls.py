@@ -58,12 +58,8 @@ class Calls:
             call()
 
     def run_soon(self) -> None:
-        while True:
-            with self._lock:
-                if not self._soon:
-                    return
-                call = self._soon.popleft()
-            call()
+        while self._soon:
+            self._soon.popleft()()
 
     def _tick(self) -> None:
         """The hub is about to wait."""

@@ -73,7 +73,8 @@ class Channel(Publishing):
         self._numbers = itertools.count(1)
         self._filling = False
         self._gathering = False
-        self._sent_at = 0.0
+        #: when something was asked for, and when something was acknowledged, monotonic seconds
+        self._sent_at = self._acknowledged_at = 0.0
 
     @property
     def qos(self) -> Leases:
@@ -196,11 +197,18 @@ class Channel(Publishing):
             return
         self._filling = True
         try:
-            wanted = self._wanted()
-            if not (wanted or self.keeper.waiting) or self.gathers():
+            if self.gathers():
                 return
-            self._sent_at = time.monotonic()
-            self.keeper.flush()
+            wanted = self._wanted()
+            if not (wanted or self.keeper.waiting):
+                return
+            now = self._sent_at = time.monotonic()
+            # not with every request for two or three messages
+            if not wanted or now >= self._acknowledged_at + _GATHER:
+                self._acknowledged_at = now
+                self.keeper.flush()
+            elif self.keeper.waiting:
+                self._gather()
             for source, count in wanted:
                 source.ask(count)
         finally:
@@ -224,20 +232,24 @@ class Channel(Publishing):
         if not self.qos.prefetch_count:
             share = 0 if self._ready else MOST
         else:
-            share = max(1, self._free // len(sources)) if sources and self._free > 0 else 0
+            free = self._free
+            share = max(1, free // len(sources)) if sources and free > 0 else 0
         return [(one, share - one.asked) for one in sources if one.asked < share and one.may_ask(now)]
 
     def gathers(self) -> bool:
         """Whether to send a little later: there is not much yet, and more is about to come where tasks are short."""
         if time.monotonic() >= self._sent_at + _GATHER:
             return False
-        asked = min((one.asked for one in self._all_sources), default=0)
-        if 2 * (self._free - asked) >= self.qos.prefetch_count:
+        enough, free = self.qos.prefetch_count / 2, self._free
+        if free >= enough and free - min((one.asked for one in self._all_sources), default=0) >= enough:
             return False
+        self._gather()
+        return True
+
+    def _gather(self) -> None:
         if not self._gathering:
             self._gathering = True
             self.connection.engine.calls.later(_GATHER, self._gathered)
-        return True
 
     def _gathered(self) -> None:
         self._gathering = False

@@ -199,9 +199,10 @@ class Engine:
         self.calls.run_soon()
 
     def _ready(self, link: Link) -> None:
-        with self._lock:
-            if self._links.get((link.address, link.lane)) is link:
-                self._advance(link)
+        if link.out or not link.open:
+            with self._lock:
+                if self._links.get((link.address, link.lane)) is link:
+                    self._advance(link)
         self._read(link)
         self.calls.run_posted()
 
