@@ -699,6 +699,54 @@ def test_a_broker_without_room_gives_nothing_out_that_it_cannot_note(tmp_path: P
     with_broker(tmp_path, test, files=disk, flush_disk_type=flush)
 
 
+@pytest.mark.parametrize("flush", ["ASYNC_FLUSH", "SYNC_FLUSH"])
+def test_a_pop_and_the_acknowledgements_of_its_read_are_written_at_once_or_not_at_all(
+    tmp_path: Path, flush: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        sent = await stored(wire, "T", 4)
+        first = await pop(wire, "T", maxMsgNums=2)
+        writes: list[int] = []
+        write = broker.store.log.write
+
+        def counted(offset: int, parts: Any) -> None:
+            writes.append(offset)
+            write(offset, parts)
+
+        monkeypatch.setattr(broker.store.log, "write", counted)
+
+        async def both() -> tuple[Command, Command]:
+            settled = wire.send(200151, {}, batch_ack("broker-a", "G", [each.receipt for each in first]))
+            popped = wire.send(200050, pop_ext("T"))
+            return await wire.answer(settled), await wire.answer(popped)
+
+        disk.full = True
+        assert [answer.code for answer in await both()] == [14, 14]
+        assert len(writes) == 1
+        assert [point.open_offsets for point in broker.revive_log.points] == [[0, 1]]
+        disk.full = False
+        broker.store.maintain()
+        settled, popped = await both()
+        assert settled.code == 0
+        assert bodies(held(popped, "T")) == sent[2:]
+        assert len(writes) == 2
+        assert [point.open_offsets for point in broker.revive_log.points] == [[2, 3]]
+
+    disk = FullDisk()
+    with_broker(tmp_path, test, files=disk, flush_disk_type=flush)
+
+
+def test_a_pop_that_waits_gets_what_was_sent_in_its_own_read(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await create(wire, "T")
+        sent = wire.message("T", b"before it")
+        popped = wire.send(200050, pop_ext("T", pollTime=60_000))
+        assert bodies(held(await wire.answer(popped), "T")) == [b"before it"]
+        assert (await wire.answer(sent)).code == 0
+
+    with_broker(tmp_path, test)
+
+
 def test_peek_and_notification_give_nothing_out(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         await create(wire, "T", 2)

@@ -73,6 +73,30 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
         assert rest.basic_get("together") is None
 
 
+def test_little_is_not_acknowledged_with_every_request(
+    url: str, asked: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_GATHER", 0.5)  # a busy machine takes longer for each than the usual 2 ms
+    queue = kombu.Queue("little", routing_key="little")
+    hub = Hub()
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, *range(NUMBER))
+        with consuming(connection, queue, prefetch=4, ack=False) as got:
+            connection.register_with_event_loop(hub)
+            for number in range(NUMBER):
+                assert turn_until(connection, lambda: len(got) > number, hub=hub)  # noqa: B023
+                got[number][1].ack()
+                hub.run_once()
+            keepers = [each.keeper for each in connection.transport.channels]
+            assert turn_until(connection, lambda: not any(keeper.waiting for keeper in keepers), hub=hub)
+        acknowledged = asked[RequestCode.ACK_MESSAGE] + asked[RequestCode.BATCH_ACK_MESSAGE]
+        assert 0 < acknowledged <= asked[RequestCode.POP_MESSAGE] // 2
+    hub.close()
+    with kombu.Connection(url) as connection, connection.channel() as rest:
+        assert rest.queue_declare(queue="little", passive=True).message_count == 0
+        assert rest.basic_get("little") is None
+
+
 def test_the_next_messages_are_asked_for_while_others_are_still_to_come(url: str, asked: Counter[int]) -> None:
     queue = kombu.Queue("ahead", routing_key="ahead")
     hub = Hub()
