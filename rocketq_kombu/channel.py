@@ -189,11 +189,7 @@ class Channel(Publishing):
             self._cursors[arrived.queue] = min(arrived.offset, self._cursors.get(arrived.queue, arrived.offset))
 
     def fill(self) -> None:
-        """Send the acknowledgements that wait, and ask for as much as may be delivered, at once or a little later."""
-        if self.closed or not self.gathers():
-            self._exchange()
-
-    def _exchange(self) -> None:
+        """Send the acknowledgements that wait, and ask for as much as may be delivered."""
         if self.closed:  # an acknowledgement may have waited for the renewal of its lease
             self.keeper.flush()
             return
@@ -201,6 +197,8 @@ class Channel(Publishing):
             return
         self._filling = True
         try:
+            if self.gathers():
+                return
             wanted = self._wanted()
             if not (wanted or self.keeper.waiting):
                 return
@@ -239,19 +237,14 @@ class Channel(Publishing):
         return [(one, share - one.asked) for one in sources if one.asked < share and one.may_ask(now)]
 
     def gathers(self) -> bool:
-        """Whether to send a little later.
-
-        Just after something was sent: when there is not much yet, as more is about to come where tasks are short.
-        Afterwards: when all are asked for something, which would have been answered if there were messages.
-        """
-        asked = min((one.asked for one in self._all_sources), default=0)
-        if time.monotonic() < self._sent_at + _GATHER:
-            later = 2 * (self._free - asked) < self.qos.prefetch_count
-        else:
-            later = asked > 0
-        if later:
-            self._gather()
-        return later
+        """Whether to send a little later: there is not much yet, and more is about to come where tasks are short."""
+        if time.monotonic() >= self._sent_at + _GATHER:
+            return False
+        enough, free = self.qos.prefetch_count / 2, self._free
+        if free >= enough and free - min((one.asked for one in self._all_sources), default=0) >= enough:
+            return False
+        self._gather()
+        return True
 
     def _gather(self) -> None:
         if not self._gathering:
@@ -260,10 +253,7 @@ class Channel(Publishing):
 
     def _gathered(self) -> None:
         self._gathering = False
-        if time.monotonic() >= self._sent_at + _GATHER:
-            self._exchange()
-        else:
-            self.fill()
+        self.fill()
 
     @property
     def _free(self) -> int:

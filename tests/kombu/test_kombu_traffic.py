@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -111,46 +110,6 @@ def test_the_next_messages_are_asked_for_while_others_are_still_to_come(url: str
             publish(connection, queue, 2, 3)
             assert turn_until(connection, lambda: len(got) == 3, hub=hub)
         assert asked[RequestCode.POP_MESSAGE] == 3, "there is no room"
-    hub.close()
-
-
-def test_where_a_queue_is_empty_more_is_asked_for_together_with_the_acknowledgement(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channel, "_GATHER", 0.5)  # a busy machine takes longer for both than the usual 2 ms
-    writes = [0]
-    left: dict[int, list[int]] = {RequestCode.POP_MESSAGE: [], RequestCode.ACK_MESSAGE: []}
-    send, flush = Engine.send, Engine.flush
-
-    def noted(self: Engine, address: str, code: int, *rest: Any, **options: Any) -> None:
-        left.setdefault(code, []).append(writes[0])
-        send(self, address, code, *rest, **options)
-
-    def counted(self: Engine) -> None:
-        writes[0] += 1
-        flush(self)
-
-    monkeypatch.setattr(Engine, "send", noted)
-    monkeypatch.setattr(Engine, "flush", counted)
-    queue = kombu.Queue("empty", routing_key="empty")
-    hub = Hub()
-    with kombu.Connection(url) as connection, kombu.Connection(url) as other:
-        publish(other, queue, 1)
-        with consuming(connection, queue, prefetch=8, ack=False) as got:
-            connection.register_with_event_loop(hub)
-            assert turn_until(connection, lambda: len(left[RequestCode.POP_MESSAGE]) == 2, hub=hub)
-            got[0][1].ack()
-            assert turn_until(connection, lambda: len(left[RequestCode.POP_MESSAGE]) == 3, hub=hub)
-            sent = max(each._sent_at for each in connection.transport.channels)
-            assert turn_until(connection, lambda: time.monotonic() >= sent + channel._GATHER, hub=hub)
-            publish(other, queue, 2)  # one request is answered, the other one waits on
-            assert turn_until(connection, lambda: len(got) == 2, hub=hub)
-            for _ in range(3):  # the pool takes the task, and a child begins with it
-                hub.call_later(0.01, list)
-                hub.run_once()
-            got[1][1].ack()
-            assert turn_until(connection, lambda: len(left[RequestCode.POP_MESSAGE]) == 4, hub=hub)
-        assert left[RequestCode.ACK_MESSAGE][1:] == left[RequestCode.POP_MESSAGE][3:]
     hub.close()
 
 
