@@ -27,7 +27,7 @@ class Calls:
         self._waker: Waker | None = None
         self._thread = 0  # the hub's
         self._before_waiting = False
-        self._lock = threading.Lock()  # of `_soon`, `_posted` and the waker
+        self._lock = threading.Lock()  # of what is added to `_soon` and `_posted`, and of the waker
         self._soon: deque[Callable[[], object]] = deque()
         self._after: list[Callable[[], object]] = []
         self._posted: deque[Callable[[], None]] = deque()

@@ -241,6 +241,7 @@ class Channel(Publishing):
         if time.monotonic() >= self._sent_at + _GATHER:
             return False
         enough, free = self.qos.prefetch_count / 2, self._free
+        # asked for every task that is settled, so the sources are only looked at when it depends on them
         if free >= enough and free - min((one.asked for one in self._all_sources), default=0) >= enough:
             return False
         self._gather()

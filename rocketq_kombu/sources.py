@@ -18,7 +18,7 @@ from rocketq.hashing import tags_code
 from rocketq.message import ReceivedMessage, decode_messages
 from rocketq.record import CorruptRecord
 from rocketq.remoting.codes import PullFlag, RequestCode, ResponseCode
-from rocketq.remoting.command import Command, prepare
+from rocketq.remoting.command import Command, header_decoder
 from rocketq.remoting.headers import PopMessageResponse, PullMessageHeader, PullMessageResponse
 from rocketq.remoting.session import Backoff
 from rocketq_kombu.leases import Lease
@@ -67,10 +67,13 @@ class Source:
         self.not_before = 0.0
         self._numbers = itertools.count()
         self._under_way: dict[int, int] = {}  # number of a request -> messages that it may bring
-        #: messages that may come of what is under way
-        self.asked = 0
         self._closed = False
         self._backoff = Backoff()
+
+    @property
+    def asked(self) -> int:
+        """Messages that may come of what is under way."""
+        return sum(self._under_way.values())
 
     def may_ask(self, now: float) -> bool:
         """Whether another request may leave; `now`: monotonic seconds."""
@@ -79,7 +82,6 @@ class Source:
     def give_up(self) -> None:
         """What is under way is not waited for any more."""
         self._under_way.clear()
-        self.asked = 0
 
     def ask(self, count: int) -> None:
         """Ask for up to `count` messages, of which at most `most` come."""
@@ -100,17 +102,15 @@ class Source:
             self.failed(str(error))
         else:
             self._under_way[number] = count
-            self.asked += count
 
     def close(self) -> None:
         """What still comes is given back."""
         self._closed = True
 
     def _done(self, answer: Command | RemotingError, address: str, number: int) -> None:
-        asked = self._under_way.pop(number, 0)
-        self.asked -= asked
+        waited_for = self._under_way.pop(number, None) is not None
         if isinstance(answer, RemotingError):
-            if asked:  # otherwise it is not waited for
+            if waited_for:
                 self.failed(str(answer))
             return
         if self.take(answer, address) and self._backoff.reason:
@@ -153,7 +153,7 @@ class WorkSource(Source):
         self.group = group
         self.ordered = ordered
         self.most = 1 if ordered else MOST
-        prepare(PopMessageResponse)
+        header_decoder(PopMessageResponse)  # the first message need not wait until it is made
 
     def request(self, count: int, poll: float) -> Request:
         return pop_request(

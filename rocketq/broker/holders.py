@@ -39,18 +39,16 @@ class Holders:
         """The holder that a request names, whose connection is the holder's from now on; `grace` in ms."""
         if not name:
             return None
-        known = self._connections.get(connection)
-        if known is not None and known.name == name:
-            known.grace = max(0, grace or 0)
-            return known
-        holder = self._holders.get(name)
-        if holder is None:
-            holder = self._holders[name] = Holder(name)
+        holder = self._connections.get(connection)
+        if holder is None or holder.name != name:
+            self._forget(connection)
+            holder = self._holders.get(name)
+            if holder is None:
+                holder = self._holders[name] = Holder(name)
+            self._connections[connection] = holder
+            holder.connections += 1
+            self._stay(holder)
         holder.grace = max(0, grace or 0)
-        self._forget(connection)
-        self._connections[connection] = holder
-        holder.connections += 1
-        self._stay(holder)
         return holder
 
     def connection_lost(self, connection: Connection) -> None:

@@ -44,6 +44,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return asked
 
 
+def acknowledge_all(connection: kombu.Connection, got: list[tuple[Any, Any]], hub: Hub) -> None:
+    """As Celery's pool takes them, one by one."""
+    for number in range(NUMBER):
+        assert turn_until(connection, lambda: len(got) > number, hub=hub)  # noqa: B023
+        got[number][1].ack()
+        hub.run_once()
+    keepers = [each.keeper for each in connection.transport.channels]
+    assert turn_until(connection, lambda: not any(keeper.waiting for keeper in keepers), hub=hub)
+
+
+def assert_empty(url: str, queue: str) -> None:
+    with kombu.Connection(url) as connection, connection.channel() as rest:
+        assert rest.queue_declare(queue=queue, passive=True).message_count == 0
+        assert rest.basic_get(queue) is None
+
+
 def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_more(
     url: str, asked: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,12 +70,7 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
         publish(connection, queue, *range(NUMBER))
         with consuming(connection, queue, prefetch=8, ack=False) as got:
             connection.register_with_event_loop(hub)
-            for number in range(NUMBER):  # as Celery's pool takes them, one by one
-                assert turn_until(connection, lambda: len(got) > number, hub=hub)  # noqa: B023
-                got[number][1].ack()
-                hub.run_once()
-            keepers = [each.keeper for each in connection.transport.channels]
-            assert turn_until(connection, lambda: not any(keeper.waiting for keeper in keepers), hub=hub)
+            acknowledge_all(connection, got, hub)
             lanes = {link.lane for link in connection.transport.engine._links.values()} - {
                 connection.transport.watch
             }
@@ -68,9 +79,7 @@ def test_acknowledgements_of_short_tasks_leave_together_with_the_request_for_mor
         assert asked[RequestCode.POP_MESSAGE] <= NUMBER // 2
         assert len(lanes) == 1, "one connection carries both"
     hub.close()
-    with kombu.Connection(url) as connection, connection.channel() as rest:
-        assert rest.queue_declare(queue="together", passive=True).message_count == 0
-        assert rest.basic_get("together") is None
+    assert_empty(url, "together")
 
 
 def test_little_is_not_acknowledged_with_every_request(
@@ -83,18 +92,11 @@ def test_little_is_not_acknowledged_with_every_request(
         publish(connection, queue, *range(NUMBER))
         with consuming(connection, queue, prefetch=4, ack=False) as got:
             connection.register_with_event_loop(hub)
-            for number in range(NUMBER):
-                assert turn_until(connection, lambda: len(got) > number, hub=hub)  # noqa: B023
-                got[number][1].ack()
-                hub.run_once()
-            keepers = [each.keeper for each in connection.transport.channels]
-            assert turn_until(connection, lambda: not any(keeper.waiting for keeper in keepers), hub=hub)
+            acknowledge_all(connection, got, hub)
         acknowledged = asked[RequestCode.ACK_MESSAGE] + asked[RequestCode.BATCH_ACK_MESSAGE]
         assert 0 < acknowledged <= asked[RequestCode.POP_MESSAGE] // 2
     hub.close()
-    with kombu.Connection(url) as connection, connection.channel() as rest:
-        assert rest.queue_declare(queue="little", passive=True).message_count == 0
-        assert rest.basic_get("little") is None
+    assert_empty(url, "little")
 
 
 def test_the_next_messages_are_asked_for_while_others_are_still_to_come(url: str, asked: Counter[int]) -> None:
