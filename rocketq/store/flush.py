@@ -1,7 +1,8 @@
 """The flusher: one thread that forces the CommitLog to disk, so that nobody else has to wait for a disk.
 
 With SYNC_FLUSH it works as long as something is unflushed: all that was written meanwhile is one group, forced by one
-fdatasync. With ASYNC_FLUSH it waits for the interval first. fdatasync releases the GIL.
+fdatasync. With ASYNC_FLUSH it looks once an interval: a thread that each write wakes would ask for the GIL while the
+writer goes on to answer. fdatasync releases the GIL.
 
 When fdatasync fails the kernel may have dropped the data although it marks the pages clean: trying again would succeed
 and lie. So the flusher stops for good, and the store refuses writes.
@@ -21,6 +22,7 @@ log = logging.getLogger("rocketq.store")
 class Flusher:
     """`written` is set by the owner, `durable` here; both are ends of whole batches. `failure`: why it stopped.
 
+    `interval`: seconds; 0 is SYNC_FLUSH.
     `on_durable(offset)` is called whenever `durable` moved, on the thread that moved it.
     """
 
@@ -45,7 +47,7 @@ class Flusher:
     def advance(self, written: int) -> None:
         """The log was written up to here."""
         self.written = written
-        if not self._wake.is_set():
+        if not self._interval and not self._wake.is_set():
             self._wake.set()
 
     def flush(self) -> None:
@@ -70,10 +72,11 @@ class Flusher:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
             if self._interval:
                 self._stop.wait(self._interval)
-            self._wake.clear()
+            else:
+                self._wake.wait()
+                self._wake.clear()
             self.flush()
 
     def stop(self) -> None:
