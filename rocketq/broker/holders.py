@@ -54,9 +54,13 @@ class Holders:
     def connection_lost(self, connection: Connection) -> None:
         """A connection is gone; with the last one of a holder its leases end, if the peer ended it."""
         holder = self._forget(connection)
-        if holder is not None and not holder.connections and connection.peer_left:
+        if holder is None or holder.connections or not connection.peer_left:
+            return
+        if holder.grace:
             loop = asyncio.get_running_loop()
             holder.leaving = loop.call_later(holder.grace / 1000, self._leave, holder, connection.peer)
+        else:  # before its other connections, which have ended as well, are closed
+            self._leave(holder, connection.peer)
 
     def stop(self) -> None:
         """The broker stops: leases go on."""

@@ -91,8 +91,8 @@ class PopWait:
         if quiet and self._arrived:
             asyncio.get_running_loop().call_soon(self._wake)
 
-    def serve_arrived(self, answer: Callable[[], None]) -> None:
-        """Serve, at the end of a read, who waits for what came with it; `answer` who sent it after the first."""
+    def serve_arrived(self, answer: Callable[[], None] | None = None) -> None:
+        """Serve who waits for what came, not on the loop's next turn; `answer` who sent it after the first."""
         if self._arrived:
             self._wake(answer)
 

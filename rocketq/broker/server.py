@@ -159,7 +159,7 @@ class Broker:
         self.offsets.revive_topic = self.revive_log.topic
         self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end_and_flush)
         self.revive = Revive(self.store, self.topics, self.groups, self.revive_log, clock_ms)
-        self.holders = Holders(self.revive_log, self.pop_wait, self.revive.schedule, clock_ms)
+        self.holders = Holders(self.revive_log, self.pop_wait, self._holder_left, clock_ms)
         self.pop = Pop(
             config,
             self.store,
@@ -478,8 +478,13 @@ class Broker:
     def connection_lost(self, connection: Connection) -> None:
         self.hold.connection_lost(connection)
         self.pop_wait.connection_lost(connection)
-        self.holders.connection_lost(connection)
         self.clients.connection_lost(connection)
+        self.holders.connection_lost(connection)
+
+    def _holder_left(self) -> None:
+        """A consumer is gone and its leases have ended: who waits gets what it held, at once."""
+        self.revive.turn()
+        self.pop_wait.serve_arrived()
 
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""

@@ -173,6 +173,23 @@ def test_what_the_consumer_did_not_end_says_nothing_of_it(
     with_broker(tmp_path, test)
 
 
+def test_who_waits_gets_it_at_once(tmp_path: Path) -> None:
+    async def test(broker: Broker, wire: Wire) -> None:
+        await wire.store("T", b"1")
+        other = await Wire.connect(broker.port)
+        assert len(await take(other, "T", "consumer")) == 1
+        waiting = asyncio.create_task(pop(wire, "T", pollTime=30_000))
+        await wire.until(lambda: broker.pop_wait.count, what="a waiting pop")
+        (connection,) = broker.holders._connections
+        connection.peer_left = True
+        broker.connection_lost(connection)
+        assert broker.pop_wait.count == 0  # with no turn of the loop between
+        assert bodies(await waiting) == [b"1"]
+        await other.close()
+
+    with_broker(tmp_path, test)
+
+
 def test_a_consumer_that_is_back_within_its_grace_keeps_what_it_has(tmp_path: Path) -> None:
     async def test(broker: Broker, wire: Wire) -> None:
         await wire.store("T", b"1")
