@@ -28,7 +28,7 @@ from rocketq.remoting.headers import ConsumerSendMsgBackHeader
 from rocketq_kombu.envelope import Arrived, QueueMessage, decode, due, expired
 from rocketq_kombu.leases import Ask, Keeper, Lease, Leases
 from rocketq_kombu.names import KEYED, escape, sources_of, topic_of
-from rocketq_kombu.publishing import Publishing, let_publisher_go_on
+from rocketq_kombu.publishing import LEAD, Publishing, let_publisher_go_on
 from rocketq_kombu.sources import MOST, Arrival, CursorSource, Source, WorkSource
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ log = logging.getLogger("rocketq.kombu")
 
 #: Seconds for which acknowledgements and a little room are gathered: one request costs about as much as one for many.
 _GATHER = 0.002
-#: ms by which a task may come before it is due and still be handed out.
-_EARLY = 1000
+#: ms by which a task may come before it is due and still be handed out: Apache's brokers round down to a second.
+_EARLY = 1000 + LEAD
 
 
 class Channel(Publishing):

@@ -28,6 +28,8 @@ log = logging.getLogger("rocketq.kombu")
 KEY_QUEUES = 16
 #: Where a broker says for how long it holds messages.
 _MOST_DELAY = re.compile(r"max delay (\d+)\s*ms")
+#: ms before its eta at which a broker sends a task on its way, which takes about as long; Celery waits for the rest.
+LEAD = 2
 #: ms that clocks may differ, and a request may take.
 _MARGIN = 60_000
 #: Ids of the tasks that this process is publishing just now, …
@@ -108,6 +110,7 @@ class Publishing(Queues):
         if until is None:
             self._pass(message, confirm)
             return
+        until -= LEAD
         message.properties[names.TIMER_DELIVER_MS] = str(until)
         try:
             send(message, key=message.sharding_key)

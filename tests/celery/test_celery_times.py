@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
+import pytest
 from celery_kit import LEASE, Site, Worker
 from servers import wait_until
 
@@ -35,6 +36,20 @@ def test_tasks_with_an_eta_wait_in_the_broker_and_come_on_time(site: Callable[..
         assert begun["soon"] >= 2
         assert begun["eta"] >= 3
         assert "year" not in begun
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_no_task_begins_before_its_eta(site: Callable[..., Site], pool: str) -> None:
+    here = site()
+    with Worker(here, pool).wait_ready():
+        first = datetime.now(timezone.utc) + timedelta(seconds=2)
+        etas = {f"{number}": first + timedelta(milliseconds=7.3 * number) for number in range(60)}
+        for number, eta in etas.items():
+            here.s("work", number).apply_async(eta=eta)
+        wait_until(lambda: len(here.done()) == len(etas), 60, "all are done")
+        begun = {line.number: line.time for line in here.lines("work", "begin")}
+    early = {number: begun[number] - eta.timestamp() for number, eta in etas.items()}
+    assert min(early.values()) >= 0, early
 
 
 def test_an_eta_outlives_the_worker_that_asked_for_it(site: Callable[..., Site]) -> None:

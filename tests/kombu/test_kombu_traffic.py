@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
+from datetime import datetime, timezone
 from typing import Any
 
 import kombu
@@ -23,6 +24,7 @@ from rocketq.remoting.codes import RequestCode
 from rocketq.remoting.command import Command
 from rocketq_kombu import channel, publishing
 from rocketq_kombu.engine import Engine
+from rocketq_kombu.eta import waiting
 from rocketq_kombu.names import topic_of
 from rocketq_kombu.registry import Registry
 from rocketq_kombu.sources import WorkSource
@@ -195,6 +197,15 @@ def test_what_waits_for_its_eta_is_confirmed_always(url: str, monkeypatch: pytes
         publish(connection, queue, "far", headers=headers)
         publish(connection, queue, "near", headers={"task": "near", "id": "2"})
         assert sent == ["far"]
+
+
+def test_a_task_leaves_its_broker_as_long_before_its_eta_as_it_is_on_its_way(url: str) -> None:
+    queue = kombu.Queue("lead", routing_key="lead")
+    with kombu.Connection(url) as connection:
+        publish(connection, queue, "far", headers={"eta": "2036-01-01T00:00:00+00:00", "task": "far", "id": "1"})
+        (message,) = waiting(connection, "lead")
+    due = datetime(2036, 1, 1, tzinfo=timezone.utc).timestamp() * 1000
+    assert int(message.properties["TIMER_OUT_MS"]) + 1 == due - publishing.LEAD  # brokers round down
 
 
 def test_a_broken_connection_loses_nothing_that_can_still_be_sent(url: str, server: ServerProcess) -> None:
