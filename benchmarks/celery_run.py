@@ -29,7 +29,7 @@ def main() -> None:
         "--rounds",
         type=int,
         default=3,
-        help="default 3, each with 20 short turns of publishing and 6 of the latency; etas and recovery: once",
+        help="default 3, each with 20 short turns of publishing and 6 of the latency; etas once, 12 kills",
     )
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="where the stores are put")
     parser.add_argument(

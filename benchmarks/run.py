@@ -110,7 +110,7 @@ class Run:
                 names = [n for n in self.names if n in scenario.servers]
                 for name in names if number % 2 == 0 else reversed(names):
                     figures = once(scenario, name)
-                    if figures is None:
+                    if not figures:
                         continue
                     rounds.setdefault(name, []).append(figures)
                     shown = ", ".join(
@@ -152,6 +152,8 @@ class Run:
         for _ in range(3):
             began, before = time.monotonic(), self.others_seconds(server)
             figures = scenario.measure(server, self.scale)
+            if not figures:  # enough of this server
+                break
             others = self.others_seconds(server) - before - figures.get("generator CPU", 0.0)
             share = others / (time.monotonic() - began) / (os.cpu_count() or 1)
             if quietest is None or share < quietest[0]:
@@ -159,7 +161,8 @@ class Run:
             if share <= self.busy:
                 return figures
             say(f"  {scenario.name} {server.name}: others used {share:.0%} of the machine")
-        assert quietest is not None
+        if quietest is None:
+            return {}
         self.disturbed.append(quietest[0])
         return quietest[1]
 
