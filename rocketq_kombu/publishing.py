@@ -29,7 +29,7 @@ KEY_QUEUES = 16
 #: Where a broker says for how long it holds messages.
 _MOST_DELAY = re.compile(r"max delay (\d+)\s*ms")
 #: ms before its eta at which a broker sends a task on its way, which takes about as long; Celery waits for the rest.
-LEAD = 2
+LEAD = 1
 #: ms that clocks may differ, and a request may take.
 _MARGIN = 60_000
 #: Ids of the tasks that this process is publishing just now, …
