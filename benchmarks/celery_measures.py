@@ -48,7 +48,7 @@ class CeleryScale:
     etas: int = 10_000
     eta_from: float = 25.0
     eta_over: float = 30.0
-    kills: int = 12
+    kills: int = 20
 
 
 class Bench:
@@ -271,9 +271,9 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
     def against(metric: str, redis: float = 1.0, rabbitmq: float = 1.0) -> list[Target]:
         return [Target(metric, ratio=redis, rival="redis"), Target(metric, ratio=rabbitmq, rival="rabbitmq")]
 
-    def scenario(name: str, title: str, measure, targets, options=CONFIRMED, rounds=None) -> Scenario:  # type: ignore[no-untyped-def]
+    def scenario(name: str, title: str, measure, targets, options=CONFIRMED, rounds=None, turns=1) -> Scenario:  # type: ignore[no-untyped-def]
         measured = bench(measure, scale, options)
-        return Scenario(name, title, measured, "celery", servers, targets, rounds=rounds)
+        return Scenario(name, title, measured, "celery", servers, targets, rounds=rounds, turns=turns)
 
     def in_turns(name: str, title: str, begin, targets, turns, options=CONFIRMED, rounds=None) -> Scenario:  # type: ignore[no-untyped-def]
         measured = Turns(begin, scale, options)
@@ -283,8 +283,14 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
     return [
         in_turns("publish", "one process publishes, confirmed", publishing, against("tasks/s"), 20),
         in_turns("blind", "the same, unconfirmed", publishing, against("tasks/s"), 20, UNCONFIRMED),
-        scenario("drain-4", "two processes work a backlog off, prefetch 4", draining(4), against("tasks/s", 1.3)),
-        scenario("drain-64", "the same, prefetch 64", draining(64), against("tasks/s", 1.3)),
+        scenario(
+            "drain-4",
+            "two processes work a backlog off, prefetch 4",
+            draining(4),
+            against("tasks/s", 1.3),
+            turns=2,
+        ),
+        scenario("drain-64", "the same, prefetch 64", draining(64), against("tasks/s", 1.3), turns=2),
         in_turns(
             "latency",
             "100 tasks a second, publish to start",

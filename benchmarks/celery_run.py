@@ -1,6 +1,6 @@
 """Celery on rocketq, Redis and RabbitMQ: the same tasks, interleaved, each broker started by the benchmark.
 
-python -m benchmarks celery                                    everything, about 15 minutes
+python -m benchmarks celery                                    everything, about 20 minutes
 python -m benchmarks celery --quick --only drain --rounds 3    a part of it
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
         "--rounds",
         type=int,
         default=3,
-        help="default 3, each with 20 short turns of publishing and 6 of the latency; etas once, 12 kills",
+        help="default 3, each with 20 short turns of publishing, 2 of a backlog, 6 of the latency; etas once, 20 kills",
     )
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()), help="where the stores are put")
     parser.add_argument(
