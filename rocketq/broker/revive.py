@@ -106,9 +106,7 @@ class Revive:
 
     def stop(self) -> None:
         self._running = False
-        if self._timer is not None:
-            self._timer[1].cancel()
-            self._timer = None
+        self._cancel_timer()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -118,6 +116,12 @@ class Revive:
         due = self._log.points.next_due()
         if due is not None and self._running:
             self._later(min(_LOOK_AGAIN, max(0.0, (due - self._clock_ms()) / 1000)))
+
+    def leases_ended(self) -> None:
+        """Leases ended before their time: look now."""
+        if self._running:
+            self._cancel_timer()
+            self.turn()
 
     def took_in(self) -> None:
         """The log has check points of another broker's now, perhaps of topics that are gone."""
@@ -130,8 +134,13 @@ class Revive:
         if self._timer is not None:
             if self._timer[0] <= at:
                 return
-            self._timer[1].cancel()
+            self._cancel_timer()
         self._timer = at, loop.call_at(at, self.turn)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer[1].cancel()
+            self._timer = None
 
     def turn(self) -> None:
         """Revive what is due. What cannot be revived is set aside: one topic alone may be refused."""

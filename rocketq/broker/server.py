@@ -483,7 +483,7 @@ class Broker:
 
     def _holder_left(self) -> None:
         """A consumer is gone and its leases have ended: who waits gets what it held, at once."""
-        self.revive.turn()
+        self.revive.leases_ended()
         self.pop_wait.serve_arrived()
 
     def _arrived(self, messages: list[Appended]) -> None:

@@ -181,9 +181,12 @@ def test_who_waits_gets_it_at_once(tmp_path: Path) -> None:
         waiting = asyncio.create_task(pop(wire, "T", pollTime=30_000))
         await wire.until(lambda: broker.pop_wait.count, what="a waiting pop")
         (connection,) = broker.holders._connections
+        assert broker.revive._timer is not None
+        _, look = broker.revive._timer
         connection.peer_left = True
         broker.connection_lost(connection)
         assert broker.pop_wait.count == 0  # with no turn of the loop between
+        assert look.cancelled()  # there are not two from now on
         assert bodies(await waiting) == [b"1"]
         await other.close()
 
