@@ -114,18 +114,14 @@ class Bench:
             assert process.poll() is None, log.read_text()
             yield process
         finally:
-            with_children(process, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def lines(self, number: int, seconds: float = 300.0) -> list[list[float]]:
         """The journal's numbers, when it has so many lines."""
         wait_for(lambda: self.journal.read_bytes().count(b"\n") >= number, f"{number} lines", seconds)
         return [[float(word) for word in line.split()] for line in self.journal.read_text().splitlines()]
-
-
-def with_children(process: subprocess.Popen[bytes], number: int) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, number)
-        process.wait()
 
 
 def bench(measure: Callable[[Bench, CeleryScale], Figures], scale: CeleryScale, options: Options):  # type: ignore[no-untyped-def]
@@ -277,8 +273,9 @@ def scenarios(scale: CeleryScale) -> list[Scenario]:
 
     def in_turns(name: str, title: str, begin, targets, turns, options=CONFIRMED, rounds=None) -> Scenario:  # type: ignore[no-untyped-def]
         measured = Turns(begin, scale, options)
-        end = measured.close
-        return Scenario(name, title, measured, "celery", servers, targets, rounds=rounds, turns=turns, close=end)
+        return Scenario(
+            name, title, measured, "celery", servers, targets, rounds=rounds, turns=turns, close=measured.close
+        )
 
     return [
         in_turns("publish", "one process publishes, confirmed", publishing, against("tasks/s"), 20),

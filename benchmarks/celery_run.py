@@ -1,6 +1,6 @@
 """Celery on rocketq, Redis and RabbitMQ: the same tasks, interleaved, each broker started by the benchmark.
 
-python -m benchmarks celery                                    everything, about 20 minutes
+python -m benchmarks celery                                    everything, about 15 minutes
 python -m benchmarks celery --quick --only drain --rounds 3    a part of it
 """
 

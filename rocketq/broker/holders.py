@@ -27,7 +27,7 @@ class Holders:
     def __init__(
         self, revive_log: ReviveLog, wait: PopWait, ended: Callable[[], None], clock_ms: Callable[[], int]
     ) -> None:
-        """`ended` is called when leases have ended."""
+        """`ended` has what was held come again; it is called when leases have ended."""
         self._log = revive_log
         self._wait = wait
         self._ended = ended
@@ -96,3 +96,4 @@ class Holders:
         if points or batches:
             log.info("the consumer at %s is gone, its %d pops are given out again", peer, len(points) + batches)
             self._ended()
+            self._wait.serve_arrived()

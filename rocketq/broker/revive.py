@@ -120,7 +120,6 @@ class Revive:
     def leases_ended(self) -> None:
         """Leases ended before their time: look now."""
         if self._running:
-            self._cancel_timer()
             self.turn()
 
     def took_in(self) -> None:
@@ -144,7 +143,7 @@ class Revive:
 
     def turn(self) -> None:
         """Revive what is due. What cannot be revived is set aside: one topic alone may be refused."""
-        self._timer = None
+        self._cancel_timer()  # of a look that was planned for later
         self._revive_all(self._log.points.take_due(self._clock_ms(), _PER_TURN))
         self.schedule()
 

@@ -159,7 +159,7 @@ class Broker:
         self.offsets.revive_topic = self.revive_log.topic
         self.pop_wait = PopWait(config.max_pop_polling_size, config.pop_polling_size, self.batch.end_and_flush)
         self.revive = Revive(self.store, self.topics, self.groups, self.revive_log, clock_ms)
-        self.holders = Holders(self.revive_log, self.pop_wait, self._holder_left, clock_ms)
+        self.holders = Holders(self.revive_log, self.pop_wait, self.revive.leases_ended, clock_ms)
         self.pop = Pop(
             config,
             self.store,
@@ -480,11 +480,6 @@ class Broker:
         self.pop_wait.connection_lost(connection)
         self.clients.connection_lost(connection)
         self.holders.connection_lost(connection)
-
-    def _holder_left(self) -> None:
-        """A consumer is gone and its leases have ended: who waits gets what it held, at once."""
-        self.revive.leases_ended()
-        self.pop_wait.serve_arrived()
 
     def _arrived(self, messages: list[Appended]) -> None:
         """Messages became readable."""

@@ -22,8 +22,8 @@ log = logging.getLogger("rocketq.store")
 class Flusher:
     """`written` is set by the owner, `durable` here; both are ends of whole batches. `failure`: why it stopped.
 
-    `interval`: seconds; 0 is SYNC_FLUSH.
-    `on_durable(offset)` is called whenever `durable` moved, on the thread that moved it.
+    `interval`: seconds, in which only `stop` wakes the thread; 0 is SYNC_FLUSH. `on_durable(offset)` is called whenever
+    `durable` moved, on the thread that moved it.
     """
 
     def __init__(self, commit_log: CommitLog, interval: float) -> None:
@@ -72,11 +72,8 @@ class Flusher:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            if self._interval:
-                self._stop.wait(self._interval)
-            else:
-                self._wake.wait()
-                self._wake.clear()
+            self._wake.wait(self._interval or None)
+            self._wake.clear()
             self.flush()
 
     def stop(self) -> None:

@@ -48,8 +48,8 @@ def test_no_task_begins_before_its_eta(site: Callable[..., Site], pool: str) -> 
             here.s("work", number).apply_async(eta=eta)
         wait_until(lambda: len(here.done()) == len(etas), 60, "all are done")
         begun = {line.number: line.time for line in here.lines("work", "begin")}
-    early = {number: begun[number] - eta.timestamp() for number, eta in etas.items()}
-    assert min(early.values()) >= 0, early
+    late = {number: begun[number] - eta.timestamp() for number, eta in etas.items()}
+    assert min(late.values()) >= 0, late
 
 
 def test_an_eta_outlives_the_worker_that_asked_for_it(site: Callable[..., Site]) -> None:
